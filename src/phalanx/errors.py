@@ -1,0 +1,51 @@
+"""The errors a user meets: each is one clear message and one exit code (`docs/guides/exit-codes.md`).
+
+Anything else that escapes is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+
+class PhalanxError(Exception):
+    """Base of every error that is reported as one message without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(PhalanxError, ValueError):
+    """What the user gave is wrong: the message says what, where, and the way out."""
+
+    exit_code = 2
+
+
+class DivergedError(PhalanxError):
+    """Training met a non-finite number; the last finite checkpoint is kept."""
+
+    exit_code = 3
+
+
+class CorruptError(PhalanxError):
+    """A file does not match its recorded sha256, or is cut short."""
+
+    exit_code = 4
+
+
+class DiskError(PhalanxError):
+    """A write failed for want of space or permission; what was there before is intact."""
+
+    exit_code = 5
+
+
+class LockedError(PhalanxError):
+    """Another process holds the run folder."""
+
+    exit_code = 6
+
+
+class Interrupted(PhalanxError):
+    """A signal asked the work to stop; it was saved first. Exit code is 128 + the signal's number."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.exit_code = 128 + signum

@@ -1,0 +1,93 @@
+"""The model-level mixture: a router on the image, whole networks as experts."""
+
+# B batch, E experts, K selected, C classes
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from phalanx.nn import record, spec_of
+from phalanx.routing.dispatch import dispatch
+from phalanx.routing.gates import gate
+from phalanx.routing.route import Route, Routed, RouteTree
+
+
+class MixtureOfExperts(nn.Module):
+    """`top_k` of the experts answer for each image, weighted by the gate.
+
+    Args:
+        router: images (B, C, H, W) in [0, 1] to scores (B, E); None for a mixture of one, which is its expert.
+        experts: E networks, images to logits (B, C).
+        top_k: how many experts answer; "all" is the soft gate.
+        temperature: divides the scores inside the softmax.
+        train_router: False declares the router frozen (the released dual-model code's untrained random router): it is
+            then no player, and no method moves it.
+
+    Raises ValueError where these do not fit together.
+    """
+
+    def __init__(
+        self,
+        router: nn.Module | None,
+        experts: Sequence[nn.Module],
+        top_k: int | str = 1,
+        *,
+        temperature: float = 1.0,
+        train_router: bool = True,
+    ) -> None:
+        super().__init__()
+        if not experts:
+            raise ValueError("experts must hold at least one network, got none")
+        if router is None and len(experts) > 1:
+            raise ValueError(f"router must be given for {len(experts)} experts, got None")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        selected = len(experts) if top_k == "all" else top_k
+        if not isinstance(selected, int) or not 1 <= selected <= len(experts):
+            raise ValueError(
+                f"top_k must be in 1..num_experts={len(experts)} or 'all', got {top_k}; lower top_k or add experts"
+            )
+        # a mixture of one has nothing to route: a router would be dead weight without gradient
+        self.router = router if len(experts) > 1 else None
+        self.experts = nn.ModuleList(experts)
+        self.top_k = selected
+        self.temperature = temperature
+        self.train_router = train_router
+        parts = [spec_of(part) for part in ([self.router] if self.router is not None else []) + [*experts]]
+        if all(part is not None for part in parts):
+            specs = [part.to_json() for part in parts if part is not None]
+            record(
+                self,
+                "mixture",
+                router=specs.pop(0) if self.router is not None else None,
+                experts=specs,
+                top_k=self.top_k,
+                temperature=temperature,
+                train_router=train_router,
+            )
+
+    def gate(self, x: Tensor) -> Route:
+        """The route of images (B, C, H, W), without running an expert."""
+        scores = x.new_zeros(len(x), 1) if self.router is None else self.router(x)
+        return gate(scores, self.top_k, self.temperature)
+
+    def routed(self, x: Tensor, route: RouteTree | None = None) -> Routed:
+        """Logits (B, C) under `route`, or under the gate's own decision; and the route used."""
+        if route is None:
+            route = self.gate(x)
+        if not isinstance(route, Route):
+            raise TypeError(f"a model-level mixture takes one Route, got {type(route).__name__}")
+        return Routed(dispatch(tuple(self.experts), x, route), route)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, C) of images (B, C, H, W) in [0, 1]."""
+        return self.routed(x).logits
+
+    def players(self) -> Mapping[str, Sequence[nn.Parameter]]:
+        """Who can move: "experts", and "router" unless it is frozen or there is none."""
+        players = {"experts": list(self.experts.parameters())}
+        if self.router is not None and self.train_router:
+            players["router"] = list(self.router.parameters())
+        return players

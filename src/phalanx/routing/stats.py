@@ -1,0 +1,36 @@
+"""What a route says about the mixture's health, and the loss that keeps it healthy."""
+
+# B batch, E experts
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from phalanx.routing.route import Route, RouteTree, leaves
+
+
+def _share(leaf: Route) -> Tensor:
+    counts = torch.bincount(leaf.experts.flatten(), minlength=leaf.num_experts)
+    return counts.to(leaf.scores.dtype) / leaf.experts.numel()
+
+
+def load_per_expert(tree: RouteTree) -> list[Tensor]:
+    """For each leaf (E,): the share of assignments each expert got; sums to 1."""
+    return [_share(leaf) for leaf in leaves(tree)]
+
+
+def gate_entropy(tree: RouteTree) -> Tensor:
+    """(B,) entropy in nats of softmax(scores), averaged over the leaves."""
+    entropies = [-(p * p.clamp_min(1e-30).log()).sum(-1) for p in (leaf.scores.softmax(-1) for leaf in leaves(tree))]
+    return torch.stack(entropies).mean(0)
+
+
+def load_balance(tree: RouteTree) -> Tensor:
+    """E * sum_e share_e * mean_b p_be, averaged over the leaves; () and at least about 1, which is perfect balance.
+
+    Fedus et al. 2022 (Switch Transformer), eqs. 4 to 6. The share carries no gradient; the mean probability does.
+    Unlike the coefficient of variation, its gradient is finite at perfect balance and at a zero-initialised router.
+    """
+    losses = [leaf.num_experts * (_share(leaf) * leaf.scores.softmax(-1).mean(0)).sum() for leaf in leaves(tree)]
+    return torch.stack(losses).mean()
