@@ -1,0 +1,250 @@
+"""What every attack shares: the checks, the frozen model, the projection, the verdict. A subclass only searches."""
+
+# B batch, A samples given to the search, C classes
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, Self, final
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.attacks.objectives import OBJECTIVES
+from phalanx.attacks.surfaces import SURFACES, Model
+from phalanx.attacks.target import Target, errors_of
+from phalanx.attacks.tracker import Found
+from phalanx.errors import InputError
+from phalanx.nn import exact_fp32, fold_batchnorm, frozen, preserved_rng
+from phalanx.rng import SampleRng
+from phalanx.routing import flipped, routed
+from phalanx.threat import Norm, ThreatModel, parse_epsilon
+
+
+class AttackResult(NamedTuple):
+    """One row per sample of the batch, B in all. Verdicts are the real model's, in its own precision (no autocast)."""
+
+    x_adv: Tensor
+    """(B, ...) inside the ball and [0, 1]; the clean image where nothing had to be searched."""
+    broken: Tensor
+    """(B,) bool: the model answers wrongly at `x_adv`."""
+    invalid: Tensor
+    """(B,) bool: it answers with a non-finite number, clean or attacked; that never counts as robust."""
+    predicted: Tensor
+    """(B,) int64 its answer at `x_adv`."""
+    clean_predicted: Tensor
+    """(B,) int64 its answer at the clean image."""
+    flipped: Tensor | None
+    """(B,) bool: another set of experts answers at `x_adv`; None for a model without a route."""
+    loss: Tensor
+    """(B,) the objective at `x_adv` on the attacked surface; NaN where the search did not look."""
+    queries: Tensor
+    """(B,) int64 images of this sample sent through the model, verdicts included."""
+    first_success: Tensor
+    """(B,) int64 gradient steps until the first error, 0 if the clean image is wrong already, -1 for none."""
+    restart: Tensor
+    """(B,) int64 the restart that `x_adv` comes from."""
+    zero_gradient: Tensor
+    """(B,) bool: the first gradient was exactly zero in every pixel, so the attack could not move."""
+
+
+def _check_batch(x: Tensor, y: Tensor) -> None:
+    if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= 2):
+        kind = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(f"images must be a float tensor (B, ...) in [0, 1], got {kind}; divide uint8 pixels by 255")
+    if not (isinstance(y, Tensor) and y.shape == x.shape[:1] and not y.is_floating_point()):
+        kind = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
+        raise InputError(f"labels must be integers of shape ({len(x)},), one for each image, got {kind}")
+    if len(x) == 0:
+        return
+    low, high = (float(bound) for bound in torch.stack(x.aminmax()).tolist())
+    # a NaN pixel fails both comparisons
+    if not (low >= 0 and high <= 1):
+        raise InputError(
+            f"pixels must lie in [0, 1], got {low:.6g} to {high:.6g}; "
+            "undo any normalisation (it belongs inside the model) and divide uint8 pixels by 255"
+        )
+
+
+def _check_labels(y: Tensor, logits: Tensor) -> None:
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise InputError(f"the model must answer with logits ({len(y)}, C), got shape {tuple(logits.shape)}")
+    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+        raise InputError(
+            f"labels must be in 0..{logits.shape[1] - 1}, the model's classes, got {int(y.min())}..{int(y.max())}"
+        )
+
+
+@contextmanager
+def _borrowed(model: Model) -> Iterator[Model]:
+    """The model frozen for as long as it is attacked; yields what to search on: it, or its BatchNorm-folded copy."""
+    with frozen(model), preserved_rng():
+        folded = fold_batchnorm(model) if isinstance(model, nn.Module) else None
+        yield model if folded is None else folded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A search for a perturbation. Subclasses are frozen dataclasses with one `perturb`.
+
+    The base checks pixels and labels, freezes and restores the model (mode per module, requires_grad, global random
+    state), projects onto the ball, detaches, and judges: a subclass with a bug cannot leave the ball or flatter itself.
+    """
+
+    eps: float | str | None = None
+    """Radius in pixel units of [0, 1], for example "8/255"; inside a recipe, by default the recipe's threat."""
+    norm: Norm | None = None
+    """"Linf", "L2" or "L1"; inside a recipe, by default the recipe's threat, else Linf."""
+    objective: str = "cross_entropy"
+    """What is climbed: "cross_entropy" or "margin"."""
+    surface: str = "whole"
+    """Which part of the model is differentiated: "whole"."""
+    targeted: bool = False
+    """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label."""
+
+    def __post_init__(self) -> None:
+        if self.eps is not None:
+            parse_epsilon(self.eps)
+        OBJECTIVES.check(self.objective)
+        SURFACES.check(self.surface)
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The ball; raises ValueError if `eps` was given neither here nor by a recipe."""
+        if self.eps is None:
+            raise ValueError(f"eps must be given, for example {type(self).__name__}(eps='8/255'), got None")
+        return ThreatModel(self.norm or "Linf", self.eps)
+
+    def within(self, threat: ThreatModel) -> Self:
+        """This attack with the threat's norm and eps wherever it does not set its own."""
+        return replace(
+            self,
+            eps=threat.eps if self.eps is None else self.eps,
+            norm=threat.norm if self.norm is None else self.norm,
+        )
+
+    def spec(self) -> dict[str, Any]:
+        """Everything that determines the search, as plain values: what a ledger records."""
+        return {"attack": type(self).__name__, **asdict(self)}
+
+    @abstractmethod
+    def perturb(self, target: Target, rng: SampleRng) -> Found:
+        """The search. Sees only `target`; random numbers come from `rng` alone."""
+
+    @property
+    @abstractmethod
+    def gradient_steps(self) -> int:
+        """Steps over all restarts."""
+
+    def _target(self, model: Model, search: Model, x: Tensor, y: Tensor, wanted: Tensor | None) -> Target:
+        target = Target(model, search, self.surface, self.objective, x, y)
+        reads_clean = SURFACES.needs_clean_pass(self.surface) or OBJECTIVES.needs_clean_pass(self.objective)
+        if not (reads_clean or (self.targeted and wanted is None)):
+            return replace(target, wanted=wanted)
+        with torch.no_grad():
+            clean = routed(search, x)
+        if self.targeted and wanted is None:
+            wanted = clean.logits.scatter(-1, y[:, None], float("-inf")).argmax(-1)
+        return replace(target, wanted=wanted, clean=clean)
+
+    def _wanted(self, wanted: Tensor | None, y: Tensor) -> Tensor | None:
+        if wanted is None:
+            return None
+        if not self.targeted:
+            raise InputError(f"target classes were given, but {type(self).__name__} has targeted=False; set it")
+        if wanted.shape != y.shape:
+            raise InputError(f"target must hold one class for each of {len(y)} images, got {tuple(wanted.shape)}")
+        return wanted
+
+    @final
+    def search(
+        self, model: Model, x: Tensor, y: Tensor, *, rng: SampleRng | None = None, target: Tensor | None = None
+    ) -> Found:
+        """The search without a verdict, in the caller's precision: what training uses.
+
+        Arguments as for `run`; one row per sample, `x_adv` inside the ball.
+        """
+        _check_batch(x, y)
+        wanted = self._wanted(target, y)
+        rng = rng or SampleRng.for_batch(len(x), device=x.device)
+        x = x.detach()
+        with _borrowed(model) as search:
+            found = self.perturb(self._target(model, search, x, y, wanted), rng)
+        return found._replace(x_adv=self.threat.project(found.x_adv, x).detach())
+
+    @final
+    def __call__(
+        self, model: Model, x: Tensor, y: Tensor, *, rng: SampleRng | None = None, target: Tensor | None = None
+    ) -> Tensor:
+        """The perturbed images (B, ...): `search(...).x_adv`."""
+        return self.search(model, x, y, rng=rng, target=target).x_adv
+
+    @final
+    def run(
+        self, model: Model, x: Tensor, y: Tensor, *, rng: SampleRng | None = None, target: Tensor | None = None
+    ) -> AttackResult:
+        """Search, then judge on the real model. Autocast and TF32 are off.
+
+        Args:
+            model: any callable, images to logits (B, C).
+            x: (B, ...) float images in [0, 1].
+            y: (B,) integer labels.
+            rng: the samples' random streams; by default keyed by their position in the batch.
+            target: (B,) classes to reach, for a targeted attack.
+
+        Images that are wrong or invalid already are not searched. Raises InputError for bad images, labels or logits.
+        """
+        _check_batch(x, y)
+        wanted = self._wanted(target, y)
+        rng = rng or SampleRng.for_batch(len(x), device=x.device)
+        x = x.detach()
+        with exact_fp32(), _borrowed(model) as search, torch.no_grad():
+            clean = routed(model, x)
+            _check_labels(y, clean.logits)
+            wrong, invalid = errors_of(clean.logits, y)
+            rows = (~(wrong | invalid)).nonzero().squeeze(1)
+            found = _nothing_found(x)
+            if len(rows):
+                part = self._target(model, search, x[rows], y[rows], None if wanted is None else wanted[rows])
+                found = _spread(found, rows, self.perturb(part, rng[rows]))
+            x_adv = self.threat.project(found.x_adv, x)
+            attacked = routed(model, x_adv)
+            broken, invalid_adv = errors_of(attacked.logits, y)
+        invalid = invalid | invalid_adv
+        broken = broken & ~invalid
+        unseen = (broken | invalid) & (found.first_success < 0)
+        first_success = found.first_success.masked_fill(unseen, self.gradient_steps).masked_fill(wrong, 0)
+        return AttackResult(
+            x_adv=x_adv,
+            broken=broken,
+            invalid=invalid,
+            predicted=attacked.logits.argmax(-1),
+            clean_predicted=clean.logits.argmax(-1),
+            flipped=None if clean.route is None or attacked.route is None else flipped(clean.route, attacked.route),
+            loss=found.loss,
+            queries=found.queries + 2,
+            first_success=first_success.masked_fill(~(broken | invalid), -1),
+            restart=found.restart,
+            zero_gradient=found.zero_gradient,
+        )
+
+
+def _nothing_found(x: Tensor) -> Found:
+    integers = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    return Found(
+        x_adv=x.clone(),
+        loss=x.new_full((len(x),), float("nan")),
+        queries=integers,
+        first_success=integers - 1,
+        restart=integers.clone(),
+        zero_gradient=integers.bool(),
+    )
+
+
+def _spread(whole: Found, rows: Tensor, part: Found) -> Found:
+    return Found(
+        *(field.index_copy(0, rows, values.to(field.dtype)) for field, values in zip(whole, part, strict=True))
+    )

@@ -1,0 +1,85 @@
+"""Projected gradient ascent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from phalanx.attacks.base import Attack
+from phalanx.attacks.target import Target
+from phalanx.attacks.tracker import Found, Keep, Tracker
+from phalanx.rng import SampleRng
+from phalanx.threat import parse_epsilon
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
+    """Projected gradient descent (Madry et al. 2018, eq. 2.1): steepest ascent in the threat's norm from a random start.
+
+    The step direction is the sign of the gradient for Linf, the normalised gradient for L2 and the sign on the few
+    largest entries for L1 (Tramer & Boneh 2019).
+    """
+
+    name: Literal["pgd"] = "pgd"
+    steps: int = 10
+    """Gradient steps per restart."""
+    step_size: float | str | None = None
+    """Length of a step in pixel units; by default eps / 4 (2/255 at 8/255)."""
+    restarts: int = 1
+    """Independent random starts; with `early_drop` only the samples still standing are restarted."""
+    random_start: bool = True
+    """Start uniformly in the ball instead of at the clean image."""
+    keep: Keep = "best"
+    """Return the iterate with the largest objective, an error before all others, or the last one."""
+    early_drop: bool = True
+    """Stop attacking a sample at its first error, confirmed by the real model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.restarts < 1:
+            raise ValueError(f"restarts must be at least 1, got {self.restarts}")
+        if self.restarts > 1 and not self.random_start:
+            raise ValueError(f"restarts must be 1 without random_start, got {self.restarts}: all would be the same")
+        if self.step_size is not None:
+            try:
+                parse_epsilon(self.step_size)
+            except ValueError:
+                raise ValueError(
+                    f"step_size must be a number or a fraction such as '2/255', at least 0, got {self.step_size!r}"
+                ) from None
+
+    @property
+    def gradient_steps(self) -> int:
+        return self.steps * self.restarts
+
+    def perturb(self, target: Target, rng: SampleRng) -> Found:
+        tracker = Tracker(target, keep=self.keep, early_drop=self.early_drop)
+        for restart in range(self.restarts):
+            if len(tracker.rows):
+                self._walk(tracker, rng[tracker.rows], restart)
+        return tracker.found
+
+    def _walk(self, tracker: Tracker, rng: SampleRng, restart: int) -> None:
+        threat = self.threat
+        step_size = threat.epsilon / 4 if self.step_size is None else float(parse_epsilon(self.step_size))
+        alive, before = tracker.alive(), restart * self.steps
+        x_adv: Tensor = threat.random_start(alive.x, rng, restart=restart) if self.random_start else alive.x
+        for step in range(self.steps):
+            climb = alive.climb(x_adv)
+            gradient = climb.gradient
+            assert gradient is not None
+            stay = tracker.observe(x_adv, climb, alive, restart=restart, step=step, steps_before=before)
+            if stay is not None:
+                alive, x_adv, gradient = alive[stay], x_adv[stay], gradient[stay]
+                if not len(alive):
+                    return
+            x_adv = threat.step(x_adv, gradient, step_size, alive.x)
+        if tracker.watching:
+            end = alive.look(x_adv)
+            tracker.observe(x_adv, end, alive, restart=restart, step=self.steps, steps_before=before, final=True)
+        else:
+            tracker.take_last(x_adv, restart=restart)

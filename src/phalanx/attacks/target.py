@@ -1,0 +1,96 @@
+"""The model as a search sees it: one surface, one objective, the samples that are still attacked."""
+
+# A samples still attacked, C classes
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from phalanx.attacks.objectives import OBJECTIVES
+from phalanx.attacks.surfaces import SURFACES, Model
+from phalanx.routing import Routed, routed, select
+
+
+class Climb(NamedTuple):
+    """One evaluation of the attacked surface."""
+
+    gain: Tensor
+    """(A,) the objective; for a targeted attack its negative at the wanted class."""
+    gradient: Tensor | None
+    """(A, ...) of the summed gain with respect to the images; None where it was not asked for."""
+    logits: Tensor
+    """(A, C) of the attacked surface."""
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What an attack climbs; `target[index]` follows the samples as they drop."""
+
+    model: Model
+    """The real model: the only judge."""
+    search: Model
+    """What gradients come from: the model, or a folded copy of it."""
+    surface: str
+    objective: str
+    x: Tensor
+    """(A, ...) clean images."""
+    y: Tensor
+    """(A,) int64 true labels."""
+    wanted: Tensor | None = None
+    """(A,) int64 the classes that a targeted attack aims at."""
+    clean: Routed | None = None
+    """The pass on the clean images, where the surface or the objective reads it."""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: Tensor) -> Target:
+        clean = self.clean
+        if clean is not None:
+            clean = Routed(clean.logits[index], None if clean.route is None else select(clean.route, index))
+        wanted = None if self.wanted is None else self.wanted[index]
+        return replace(self, x=self.x[index], y=self.y[index], wanted=wanted, clean=clean)
+
+    def _gain(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        attacked = SURFACES[self.surface](self.search, x_adv, self.x, self.clean)
+        objective = OBJECTIVES[self.objective]
+        if self.wanted is None:
+            return objective(attacked, self.clean, self.y), attacked.logits.detach()
+        return -objective(attacked, self.clean, self.wanted), attacked.logits.detach()
+
+    def climb(self, x_adv: Tensor) -> Climb:
+        """Gain, its gradient and the surface's logits at `x_adv` (A, ...)."""
+        with torch.enable_grad():
+            leaf = x_adv.detach().requires_grad_()
+            gain, logits = self._gain(leaf)
+            # a model may ignore its input (a constant, a quantiser): that is a zero gradient, not an error
+            if not gain.requires_grad:
+                return Climb(gain.detach(), torch.zeros_like(x_adv), logits)
+            (gradient,) = torch.autograd.grad(gain.sum(), leaf, allow_unused=True)
+        return Climb(gain.detach(), torch.zeros_like(x_adv) if gradient is None else gradient, logits)
+
+    @torch.no_grad()
+    def look(self, x_adv: Tensor) -> Climb:
+        """The same without a gradient."""
+        gain, logits = self._gain(x_adv)
+        return Climb(gain, None, logits)
+
+    @property
+    def surface_is_the_model(self) -> bool:
+        """The attacked surface's logits are the real model's own: an error seen is an error."""
+        return self.surface == "whole" and self.search is self.model
+
+    @torch.no_grad()
+    def errors(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
+        """(A,) wrong and (A,) non-finite: the real model's answers at `x_adv`."""
+        return errors_of(routed(self.model, x_adv).logits, self.y)
+
+
+def errors_of(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(A,) finite and wrong, (A,) non-finite, of logits (A, C). Non-finite is invalid, never robust."""
+    invalid = ~logits.isfinite().all(-1)
+    return (logits.argmax(-1) != y) & ~invalid, invalid
