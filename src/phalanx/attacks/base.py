@@ -139,8 +139,10 @@ class Attack(ABC):
     def gradient_steps(self) -> int:
         """Steps over all restarts."""
 
-    def _target(self, model: Model, search: Model, x: Tensor, y: Tensor, wanted: Tensor | None) -> Target:
-        target = Target(model, search, self.surface, self.objective, x, y)
+    def _target(
+        self, model: Model, search: Model, x: Tensor, y: Tensor, wanted: Tensor | None, *, judged: bool
+    ) -> Target:
+        target = Target(model, search, self.surface, self.objective, x, y, judged=judged)
         reads_clean = SURFACES.needs_clean_pass(self.surface) or OBJECTIVES.needs_clean_pass(self.objective)
         if not (reads_clean or (self.targeted and wanted is None)):
             return replace(target, wanted=wanted)
@@ -172,7 +174,7 @@ class Attack(ABC):
         rng = rng or SampleRng.for_batch(len(x), device=x.device)
         x = x.detach()
         with _borrowed(model) as search:
-            found = self.perturb(self._target(model, search, x, y, wanted), rng)
+            found = self.perturb(self._target(model, search, x, y, wanted, judged=False), rng)
         return found._replace(x_adv=self.threat.project(found.x_adv, x).detach())
 
     @final
@@ -208,7 +210,8 @@ class Attack(ABC):
             rows = (~(wrong | invalid)).nonzero().squeeze(1)
             found = _nothing_found(x)
             if len(rows):
-                part = self._target(model, search, x[rows], y[rows], None if wanted is None else wanted[rows])
+                aim = None if wanted is None else wanted[rows]
+                part = self._target(model, search, x[rows], y[rows], aim, judged=True)
                 found = _spread(found, rows, self.perturb(part, rng[rows]))
             x_adv = self.threat.project(found.x_adv, x)
             attacked = routed(model, x_adv)

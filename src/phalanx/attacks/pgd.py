@@ -16,7 +16,7 @@ from phalanx.threat import parse_epsilon
 
 @dataclass(frozen=True, kw_only=True)
 class PGD(Attack):
-    """Projected gradient descent (Madry et al. 2018, eq. 2.1): steepest ascent in the threat's norm from a random start.
+    """Projected gradient descent (Madry et al. 2018, eq. 2.1): steepest ascent in the threat's norm.
 
     The step direction is the sign of the gradient for Linf, the normalised gradient for L2 and the sign on the few
     largest entries for L1 (Tramer & Boneh 2019).
@@ -31,10 +31,11 @@ class PGD(Attack):
     """Independent random starts; with `early_drop` only the samples still standing are restarted."""
     random_start: bool = True
     """Start uniformly in the ball instead of at the clean image."""
-    keep: Keep = "best"
-    """Return the iterate with the largest objective, an error before all others, or the last one."""
-    early_drop: bool = True
-    """Stop attacking a sample at its first error, confirmed by the real model."""
+    keep: Keep | None = None
+    """Return the "best" iterate (an error before all others, then the largest objective) or the "last" one; by default
+    the best under `run`, the last under `search` and in training."""
+    early_drop: bool | None = None
+    """Stop attacking a sample at its first error, confirmed by the real model; by default under `run` only."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,7 +58,11 @@ class PGD(Attack):
         return self.steps * self.restarts
 
     def perturb(self, target: Target, rng: SampleRng) -> Found:
-        tracker = Tracker(target, keep=self.keep, early_drop=self.early_drop)
+        tracker = Tracker(
+            target,
+            keep=self.keep or ("best" if target.judged else "last"),
+            early_drop=target.judged if self.early_drop is None else self.early_drop,
+        )
         for restart in range(self.restarts):
             if len(tracker.rows):
                 self._walk(tracker, rng[tracker.rows], restart)

@@ -44,6 +44,8 @@ class Target:
     """(A,) int64 the classes that a targeted attack aims at."""
     clean: Routed | None = None
     """The pass on the clean images, where the surface or the objective reads it."""
+    judged: bool = False
+    """A verdict follows: the search should watch for errors and may stop at the first."""
 
     def __len__(self) -> int:
         return len(self.x)

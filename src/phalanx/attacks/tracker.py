@@ -32,8 +32,11 @@ class Found(NamedTuple):
 
 
 class Tracker:
-    """Accumulates `Found`. With neither `early_drop` nor `keep="best"` it only stores the last iterate, without waiting
-    for the device: that is the attack inside training."""
+    """Accumulates `Found`.
+
+    With neither `early_drop` nor `keep="best"` it only stores the last iterate, without waiting for the device: that is
+    the attack inside training.
+    """
 
     def __init__(self, target: Target, *, keep: Keep, early_drop: bool) -> None:
         size, device = len(target), target.x.device
@@ -66,7 +69,7 @@ class Tracker:
         if alive.surface_is_the_model:
             return wrong, invalid
         if alive.surface != "whole":
-            # another surface says little about the whole model: ask the judge at steps 0, 1, 2, 4, 8, ... and at the end
+            # another surface says little about the whole model: ask the judge at steps 0, 1, 2, 4, 8, ... and last
             if not final and step & (step - 1):
                 return torch.zeros_like(wrong), torch.zeros_like(invalid)
             suspects = torch.arange(len(alive), device=wrong.device)

@@ -1,0 +1,70 @@
+"""Plain facts about a data set, and a check that writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from phalanx.data.config import DataConfig
+from phalanx.data.convert import convert, discard
+from phalanx.data.digits import CLASS_NAMES, load_digits
+from phalanx.data.load import scan
+from phalanx.data.partition import partition
+from phalanx.data.problems import DataProblems
+from phalanx.data.splits import ImageSet, Splits, duplicates
+from phalanx.errors import CorruptError, InputError
+
+
+def describe(splits: Splits) -> dict[str, Any]:
+    """JSON values: name, shape, classes, mean and std, duplicates, notes, fingerprint, and the splits.
+
+    Each split states its size, its images per class (in the order of `class_names`), and its lowest and
+    highest pixel value (of `levels`).
+    """
+    return {
+        "name": splits.name,
+        "shape": list(splits.shape),
+        "levels": splits.train.levels,
+        "class_names": list(splits.class_names),
+        "mean": list(splits.mean),
+        "std": list(splits.std),
+        "splits": {name: _describe_split(images, splits.num_classes) for name, images in splits.parts.items()},
+        "duplicates": {
+            "test in train": len(duplicates(splits.test, splits.train)),
+            "test in val": len(duplicates(splits.test, splits.val)),
+            "val in train": len(duplicates(splits.val, splits.train)),
+        },
+        "notes": list(splits.notes),
+        "fingerprint": splits.fingerprint,
+    }
+
+
+def check_source(config: DataConfig) -> list[str]:
+    """What is wrong with the data of `config`, one sentence each. Decodes every image and writes no cache."""
+    try:
+        _check(config)
+    except DataProblems as error:
+        return list(error.problems)
+    except (InputError, CorruptError) as error:
+        return [str(error)]
+    return []
+
+
+def _check(config: DataConfig) -> None:
+    if config.kind == "digits":
+        partition("digits", {"train": load_digits()[1]}, CLASS_NAMES, config)
+        return
+    source = scan(config)
+    converted = convert(source, config, discard)
+    partition(source.title, converted.labels, converted.class_names, config)
+
+
+def _describe_split(images: ImageSet, num_classes: int) -> dict[str, Any]:
+    present = np.flatnonzero(images.histogram.sum(axis=0))
+    return {
+        "n": len(images),
+        "per_class": np.bincount(images.labels, minlength=num_classes).tolist(),
+        "pixel_min": int(present[0]),
+        "pixel_max": int(present[-1]),
+    }

@@ -1,0 +1,50 @@
+"""Adversarial training: cross-entropy on images that an attack on the whole model has perturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, Self
+
+import torch
+
+from phalanx.attacks import PGD, AnyAttack
+from phalanx.methods.base import LabelledBatch, Stateless, Update, check_weight, classification_loss
+from phalanx.rng import Rng
+from phalanx.routing import RoutedModel
+from phalanx.threat import ThreatModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class AT(Stateless):
+    """Madry et al. 2018, eq. 2.1: the inner maximum by `attack`, the outer minimum by the trainer.
+
+    With FGSM and one expert it is FGSM-AT of a single network, with PGD it is PGD-AT. The attack runs in evaluation
+    mode, so BatchNorm never sees its iterates; the loss runs in training mode.
+    """
+
+    name: Literal["at"] = "at"
+    attack: AnyAttack = field(default_factory=PGD)
+    """The inner maximisation; its eps and norm are the recipe's threat unless set here."""
+    adversarial_share: float = 1.0
+    """Share of each batch that is attacked, in (0, 1]; the rest is trained on clean, in the same forward pass."""
+    balance: float = 0.1
+    """Weight of the load-balance loss."""
+    streams: ClassVar[tuple[str, ...]] = ("train",)
+
+    def __post_init__(self) -> None:
+        check_weight("balance", self.balance)
+        if not 0 < self.adversarial_share <= 1:
+            raise ValueError(f"adversarial_share must be in (0, 1], got {self.adversarial_share}; for 0 use method st")
+
+    def within(self, threat: ThreatModel) -> Self:
+        return replace(self, attack=self.attack.within(threat))
+
+    def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:
+        x, y, ids = batches["train"].x, batches["train"].y, batches["train"].ids
+        # the loader shuffles, so the first images are a random share
+        attacked = max(1, round(self.adversarial_share * len(x)))
+        found = self.attack.search(model, x[:attacked], y[:attacked], rng=rng.fold("attack").samples(ids[:attacked]))
+        inputs = torch.cat([found.x_adv, x[attacked:]])
+        logs = {"zero_gradient": found.zero_gradient.float().mean()}
+        yield Update(lambda: classification_loss(model, inputs, y, self.balance), logs=logs)

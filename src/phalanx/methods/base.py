@@ -1,0 +1,96 @@
+"""What a training method is: a generator of updates. The trainer moves parameters between its `yield`s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, NamedTuple, Protocol, Self
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from phalanx.rng import Rng
+from phalanx.routing import RoutedModel, leaves, load_balance, load_per_expert
+from phalanx.threat import ThreatModel
+
+NO_LOGS: Mapping[str, Tensor] = MappingProxyType({})
+
+
+class Loss(NamedTuple):
+    """What one evaluation of an objective gives."""
+
+    value: Tensor
+    """() to be minimised, differentiable."""
+    logs: Mapping[str, Tensor] = NO_LOGS
+    """Detached by-products worth recording: "accuracy" (), "load" (E,), ..."""
+
+
+class Update(NamedTuple):
+    """One move: whose parameters go down which loss."""
+
+    loss: Callable[[], Loss]
+    """Called by the trainer, again if the weights are perturbed."""
+    player: str = "all"
+    """A name of the model's `players()`, the first part of a dotted one, or "all"."""
+    logs: Mapping[str, Tensor] = NO_LOGS
+    """Detached values known before the loss is: what the attack reports."""
+
+
+class LabelledBatch(Protocol):
+    """Images (B, C, H, W) in [0, 1], labels (B,) int64, sample ids (B,) int64."""
+
+    @property
+    def x(self) -> Tensor: ...
+    @property
+    def y(self) -> Tensor: ...
+    @property
+    def ids(self) -> Tensor: ...
+
+
+class Method(Protocol):
+    """A frozen dataclass with one `updates`. Everything it needs to resume exactly is in `state_dict`."""
+
+    streams: ClassVar[tuple[str, ...]]
+    """The data streams it reads, independent of each other; most need one, "train"."""
+
+    @property
+    def name(self) -> str: ...
+
+    def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:
+        """One step: yields its updates; when it is resumed, the parameters of the last one have moved."""
+        ...
+
+    def within(self, threat: ThreatModel) -> Self:
+        """The method with the recipe's threat in every attack that does not set its own."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Stateless:
+    """The state of a method that has none: everything follows from the weights, the step and the seed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, got {sorted(state)}")
+
+
+def classification_loss(model: RoutedModel, x: Tensor, y: Tensor, balance: float) -> Loss:
+    """Mean cross-entropy of the whole model at `x`, plus `balance` times its load-balance loss."""
+    logits, route = model.routed(x)
+    value = F.cross_entropy(logits, y)
+    logs = {"accuracy": (logits.detach().argmax(-1) == y).float().mean()}
+    if route is not None and any(leaf.num_experts > 1 for leaf in leaves(route)):
+        value = value + balance * load_balance(route)
+        logs["load"] = max(load_per_expert(route), key=len).detach()
+    return Loss(value, logs)
+
+
+def check_weight(name: str, value: float) -> None:
+    """Raises ValueError unless a loss weight is at least 0."""
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")

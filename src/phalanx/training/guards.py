@@ -1,0 +1,90 @@
+"""What stops a run, or raises an alarm, as soon as it is worth nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.errors import DivergedError, PhalanxError
+
+COLLAPSE_LOAD = 0.95
+"""One expert with more than this share of an epoch's images: the mixture is one network."""
+
+SILENT_STEPS = 50
+"""So many updates in a row with an exactly zero gradient: the player is not being trained."""
+
+
+class NoGradientError(PhalanxError):
+    """A player that should be trained gets no gradient."""
+
+    exit_code = 3
+
+
+def non_finite_tensors(model: nn.Module, logs: Mapping[str, Tensor]) -> list[str]:
+    """Names of what is not finite, causes before consequences: logs, weights, buffers, gradients."""
+    named = [
+        *logs.items(),
+        *model.named_parameters(),
+        *model.named_buffers(),
+        *((f"gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None),
+    ]
+    return [name for name, tensor in named if not bool(tensor.isfinite().all())]
+
+
+def diverged(step: int, loss: float, model: nn.Module, logs: Mapping[str, Tensor]) -> DivergedError:
+    """The error for a non-finite loss or gradient at `step`."""
+    names = non_finite_tensors(model, logs)
+    where = f"; not finite: {', '.join(names[:3])}" if names else ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return DivergedError(
+        f"training diverged at step {step}: loss {loss}{where}{more}. The last finite checkpoint is kept; "
+        "lower training.optimizer.lr, set training.clip_norm, or use precision fp32"
+    )
+
+
+class GradientWatch:
+    """Counts, per player, the updates in a row that gave no gradient at all."""
+
+    def __init__(self) -> None:
+        self._silent: dict[str, int] = {}
+
+    def check(self, step: int, norms: Mapping[str, float | None]) -> None:
+        """`norms` of the players that are about to move; None where no parameter has a gradient.
+
+        Raises NoGradientError at the first None, and after `SILENT_STEPS` exact zeros.
+        """
+        for player, norm in norms.items():
+            if norm is None:
+                raise NoGradientError(
+                    f"step {step}: {player} gets no gradient (None for every parameter), so it would stay at its "
+                    "initial weights; give it a path to the loss, or declare it frozen (model.router.train=false)"
+                )
+            silent = self._silent.get(player, 0) + 1 if norm == 0 else 0
+            self._silent[player] = silent
+            if silent >= SILENT_STEPS:
+                raise NoGradientError(
+                    f"step {step}: the gradient of {player} has been exactly zero for {SILENT_STEPS} updates; "
+                    "give it a path to the loss, or declare it frozen (model.router.train=false)"
+                )
+
+
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor | None:
+    """() L2 norm over all gradients, on the device; None where there is none."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return None
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # type: ignore[no-any-return]
+
+
+def collapse_alarm(load: Sequence[float], epoch: int, notify: Callable[[str], None]) -> bool:
+    """Whether one expert took over in `epoch`; says so."""
+    worst = max(load, default=0.0)
+    if len(load) < 2 or worst <= COLLAPSE_LOAD:
+        return False
+    notify(
+        f"router collapse in epoch {epoch}: expert {load.index(worst)} got {worst:.0%} of the images; "
+        "the mixture is one network. Raise method.balance or lower the learning rate"
+    )
+    return True
