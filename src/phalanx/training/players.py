@@ -60,9 +60,7 @@ def optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer]) -> dict[s
     }
 
 
-def load_optimizer_tensors(
-    optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]
-) -> None:
+def load_optimizer_tensors(optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`, into freshly built optimizers."""
     states: dict[str, dict[int, dict[str, Any]]] = {player: {} for player in optimizers}
     for name, value in tensors.items():

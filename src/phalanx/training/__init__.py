@@ -1,0 +1,22 @@
+"""The only training loop."""
+
+from phalanx.training.config import SGD, Adam, Constant, Cosine, Cyclic, OneCycle, TrainingConfig
+from phalanx.training.guards import NoGradientError
+from phalanx.training.loop import BEST_NAME, LAST_NAME, METRICS_NAME, Reporter, Silent, train
+
+__all__ = [
+    "BEST_NAME",
+    "LAST_NAME",
+    "METRICS_NAME",
+    "SGD",
+    "Adam",
+    "Constant",
+    "Cosine",
+    "Cyclic",
+    "NoGradientError",
+    "OneCycle",
+    "Reporter",
+    "Silent",
+    "TrainingConfig",
+    "train",
+]

@@ -1,0 +1,331 @@
+"""The only training loop. A method says what goes down; this moves the parameters, watches, saves and resumes.
+
+Everything random is a function of (seed, step, sample), so a run that was killed and resumed ends with the same bytes
+as one that was not.
+"""
+
+# E experts
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.data import Loader, Splits
+from phalanx.errors import CorruptError, InputError, Interrupted
+from phalanx.methods.base import Method, Update
+from phalanx.nn import preserved_rng
+from phalanx.rng import Rng, derive_seed
+from phalanx.routing import RoutedModel
+from phalanx.runs import MetricsLog, RunFolder
+from phalanx.runs.checkpoint import Checkpoint, load_latest, save_checkpoint, save_tensors
+from phalanx.training.config import TrainingConfig
+from phalanx.training.ema import Average
+from phalanx.training.guards import GradientWatch, collapse_alarm, diverged, gradient_norm
+from phalanx.training.meters import Meters
+from phalanx.training.players import build_optimizers, load_optimizer_tensors, moving, optimizer_tensors
+from phalanx.training.schedules import lr_factor
+from phalanx.training.signals import StopRequest, stop_requests
+
+METRICS_NAME = "metrics.jsonl"
+CHECKPOINTS_NAME = "checkpoints"
+LAST_NAME, BEST_NAME = "last.safetensors", "best.safetensors"
+
+Validate = Callable[[nn.Module], Mapping[str, float]]
+"""From the deployed model to numbers on the validation split; must hold "accuracy" and "robust_accuracy"."""
+
+
+class Reporter(Protocol):
+    """Where a run tells how it goes."""
+
+    def progress(self, done: int, total: int, note: str) -> None: ...
+    def notify(self, message: str) -> None: ...
+
+
+class Silent:
+    """Tells nobody."""
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        """Ignored."""
+
+    def notify(self, message: str) -> None:
+        """Ignored."""
+
+
+class Best(NamedTuple):
+    """The validation that picked the best weights."""
+
+    score: tuple[float, float]
+    epoch: int
+
+
+@dataclass
+class _State:
+    """What moves during a run; a checkpoint is exactly this."""
+
+    model: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]
+    average: Average | None
+    meters: Meters
+    step: int = 0
+    best: Best | None = None
+
+    @property
+    def deployed(self) -> nn.Module:
+        return self.model if self.average is None else self.average.model
+
+
+def train(
+    model: nn.Module,
+    method: Method,
+    data: Splits,
+    config: TrainingConfig,
+    folder: RunFolder,
+    *,
+    seed: int = 0,
+    augment: tuple[str, ...] = (),
+    validate: Validate | None = None,
+    reporter: Reporter | None = None,
+) -> nn.Module:
+    """Trains `model`, a routed model, in place inside a prepared and locked run folder, from its last checkpoint if there is one.
+
+    Writes checkpoints, metrics.jsonl, last.safetensors and, with `validate`, best.safetensors. Returns the deployed
+    model with its last weights (the average if there is one), on the model's device, in evaluation mode.
+
+    Raises DivergedError at the first non-finite number, NoGradientError for a player without gradient, Interrupted
+    after saving when a signal asked to stop, CorruptError or DiskError from the files.
+    """
+    if not isinstance(model, RoutedModel):
+        raise InputError(
+            f"a {type(model).__name__} is no routed model; wrap a single network: MixtureOfExperts(None, [network])"
+        )
+    reporter = reporter or Silent()
+    with stop_requests() as stop, preserved_rng(), _determinism(), MetricsLog(folder.resolve(METRICS_NAME)) as log:
+        run = _Run(model, method, data, config, folder, seed, augment, validate, reporter, log)
+        run.resume()
+        run.go(stop)
+        return run.finish()
+
+
+@contextmanager
+def _determinism() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
+class _Run:
+    """One run in progress."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        data: Splits,
+        config: TrainingConfig,
+        folder: RunFolder,
+        seed: int,
+        augment: tuple[str, ...],
+        validate: Validate | None,
+        reporter: Reporter,
+        log: MetricsLog,
+    ) -> None:
+        assert isinstance(model, RoutedModel)
+        self.method, self.config, self.folder = method, config, folder
+        self.seed, self.validate, self.reporter, self.log = seed, validate, reporter, log
+        self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.loaders = {
+            stream: Loader(
+                data.train,
+                batch_size=config.batch_size,
+                seed=derive_seed(seed, "data"),
+                stream=stream,
+                augment=augment,
+                device=str(self.device),
+            )
+            for stream in method.streams
+        }
+        self.steps_per_epoch = min(loader.steps_per_epoch for loader in self.loaders.values())
+        self.total = config.epochs * self.steps_per_epoch
+        self.players = {name: list(parameters) for name, parameters in model.players().items()}
+        average = None if config.ema_decay is None else Average(model, config.ema_decay)
+        self.state = _State(model, build_optimizers(config.optimizer, self.players), average, Meters())
+        self.routed: RoutedModel = model
+        self.watch = GradientWatch()
+        self.saved_at = time.monotonic()
+        self.started = time.monotonic()
+
+    # -- one step ------------------------------------------------------------------------------------------------
+
+    def go(self, stop: StopRequest) -> None:
+        """From the state's step to the last."""
+        state = self.state
+        while state.step < self.total:
+            if stop.signum is not None:
+                self.save()
+                raise Interrupted(
+                    stop.signum, f"stopped at step {state.step} of {self.total}, saved; the same command goes on"
+                )
+            self._one_step(state.step)
+            state.step += 1
+            if state.step % self.steps_per_epoch == 0:
+                self._end_epoch(state.step // self.steps_per_epoch)
+            if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
+                self.save()
+            self.reporter.progress(state.step, self.total, f"epoch {state.step // self.steps_per_epoch}")
+
+    def _one_step(self, step: int) -> None:
+        batches = {stream: loader.batch(step) for stream, loader in self.loaders.items()}
+        rng = Rng(derive_seed(self.seed, "step", step))
+        # dropout and whatever else draws from torch's global state
+        torch.manual_seed(rng.fold("global").seed)
+        self.state.model.train()
+        factor = lr_factor(self.config.schedule, step, self.total)
+        with self._autocast():
+            for update in self.method.updates(self.routed, batches, rng):
+                self._apply(update, step, factor)
+        if self.state.average is not None:
+            self.state.average.update(self.state.model, step)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _apply(self, update: Update, step: int, factor: float) -> None:
+        names = moving(update.player, self.players)
+        self.state.model.zero_grad(set_to_none=True)
+        loss = update.loss()
+        # backward runs in the precision the forward chose
+        with torch.autocast(self.device.type, enabled=False):
+            loss.value.backward()  # type: ignore[no-untyped-call]
+            self._check(loss.value, loss.logs, names, step)
+            self._move(names, factor)
+        self.state.meters.add({"loss": loss.value.detach(), **update.logs, **loss.logs}, player=update.player)
+
+    def _check(self, loss: Tensor, logs: Mapping[str, Tensor], names: list[str], step: int) -> None:
+        norms = {name: gradient_norm(self.players[name]) for name in names}
+        known = {name: norm for name, norm in norms.items() if norm is not None}
+        # one wait for the device per update, whatever the number of players
+        value, *sizes = torch.stack([loss.detach().float(), *(n.float() for n in known.values())]).tolist()
+        if not all(size - size == 0 for size in (value, *sizes)):
+            raise diverged(step, value, self.state.model, logs)
+        found = dict(zip(known, sizes, strict=True))
+        self.watch.check(step, {name: found.get(name) for name in names})
+
+    def _move(self, names: list[str], factor: float) -> None:
+        parameters = [p for name in names for p in self.players[name]]
+        for parameter in parameters:
+            if parameter.grad is None:
+                # an idle expert's gradient is zero, as it would be on another rank: momentum and decay go on
+                parameter.grad = torch.zeros_like(parameter)
+        if self.config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
+        for name in names:
+            optimizer = self.state.optimizers[name]
+            for group in optimizer.param_groups:
+                group["lr"] = self.config.optimizer.lr * factor
+            optimizer.step()
+        self.state.model.zero_grad(set_to_none=True)
+
+    # -- the end of an epoch -------------------------------------------------------------------------------------
+
+    def _end_epoch(self, epoch: int) -> None:
+        state = self.state
+        means = state.meters.means()
+        lr = self.config.optimizer.lr * lr_factor(self.config.schedule, state.step - 1, self.total)
+        seconds = round(time.monotonic() - self.started, 3)
+        self.log.append({"kind": "train", "epoch": epoch, "step": state.step, **means, "lr": lr, "seconds": seconds})
+        load = means.get("load")
+        messages: list[str] = []
+        if isinstance(load, list) and collapse_alarm(load, epoch, messages.append):
+            self.log.append({"kind": "alarm", "epoch": epoch, "alarm": "router_collapse", "message": messages[0]})
+            self.reporter.notify(messages[0])
+        state.meters = Meters()
+        due = epoch % self.config.validate_every == 0 or epoch == self.config.epochs
+        if self.validate is not None and due:
+            self._validate(epoch, self.validate)
+
+    def _validate(self, epoch: int, validate: Validate) -> None:
+        state = self.state
+        numbers = dict(validate(state.deployed))
+        self.log.append({"kind": "validation", "epoch": epoch, "step": state.step, **numbers})
+        other = "accuracy" if self.config.select == "robust_accuracy" else "robust_accuracy"
+        score = (numbers[self.config.select], numbers[other])
+        if state.best is None or score >= state.best.score:
+            state.best = Best(score, epoch)
+            save_tensors(
+                self.folder.resolve(BEST_NAME),
+                dict(state.deployed.state_dict()),
+                {"epoch": str(epoch), "weights": "best"},
+            )
+
+    # -- saving and resuming -------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes a checkpoint of the state."""
+        state = self.state
+        tensors: dict[str, Mapping[str, Tensor]] = {
+            "model": dict(state.model.state_dict()),
+            "optimizer": optimizer_tensors(state.optimizers),
+        }
+        if state.average is not None:
+            tensors["ema"] = dict(state.average.model.state_dict())
+        offset = self.log.offset()
+        saved: dict[str, Any] = {
+            "method": self.method.state_dict(),
+            "meters": state.meters.state_dict(),
+            "best": None if state.best is None else [list(state.best.score), state.best.epoch],
+            "metrics": {"bytes": offset, "sha256": self.log.digest(offset)},
+        }
+        save_checkpoint(self.folder.resolve(CHECKPOINTS_NAME), state.step, tensors, saved)
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Loads the last checkpoint, or writes the first one, of step 0."""
+        checkpoint = load_latest(self.folder.resolve(CHECKPOINTS_NAME))
+        if checkpoint is None:
+            self.log.truncate_to(0)
+            self.save()
+            return
+        for note in checkpoint.notes:
+            self.reporter.notify(note)
+        self._load(checkpoint)
+
+    def _load(self, checkpoint: Checkpoint) -> None:
+        state, saved = self.state, checkpoint.state
+        offset, sha256 = int(saved["metrics"]["bytes"]), saved["metrics"]["sha256"]
+        self.log.truncate_to(offset)
+        if self.log.digest(offset) != sha256:
+            raise CorruptError(f"{self.log.path} does not match its checkpoint: expected sha256 {sha256}; start afresh")
+        state.step = checkpoint.step
+        state.model.load_state_dict(checkpoint.tensors["model"])
+        if state.average is not None:
+            state.average.model.load_state_dict(checkpoint.tensors["ema"])
+        load_optimizer_tensors(state.optimizers, checkpoint.tensors["optimizer"])
+        self.method.load_state_dict(saved["method"])
+        state.meters = Meters.from_state(saved["meters"])
+        if saved["best"] is not None:
+            score, epoch = saved["best"]
+            state.best = Best((float(score[0]), float(score[1])), int(epoch))
+
+    def finish(self) -> nn.Module:
+        """Writes the last weights; the deployed model."""
+        self.save()
+        deployed = self.state.deployed.eval()
+        save_tensors(
+            self.folder.resolve(LAST_NAME),
+            dict(deployed.state_dict()),
+            {"epoch": str(self.config.epochs), "weights": "last"},
+        )
+        return deployed
