@@ -44,7 +44,8 @@ class AttackResult(NamedTuple):
     queries: Tensor
     """(B,) int64 images of this sample sent through the model, verdicts included."""
     first_success: Tensor
-    """(B,) int64 gradient steps until the first error, 0 if the clean image is wrong already, -1 for none."""
+    """(B,) int64 gradient steps until the first error, 0 if the clean image is wrong or invalid already, -1 for
+    none. An error that the search did not watch for counts as found at the end."""
     restart: Tensor
     """(B,) int64 the restart that `x_adv` comes from."""
     zero_gradient: Tensor
@@ -52,6 +53,9 @@ class AttackResult(NamedTuple):
 
 
 def _check_batch(x: Tensor, y: Tensor) -> None:
+    if torch.is_inference_mode_enabled():
+        # autograd records nothing there: every gradient would be zero, and every model look robust
+        raise InputError("an attack needs gradients, got torch.inference_mode(); call it outside, or under no_grad()")
     if not (isinstance(x, Tensor) and x.is_floating_point() and x.dim() >= 2):
         kind = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"images must be a float tensor (B, ...) in [0, 1], got {kind}; divide uint8 pixels by 255")
@@ -69,12 +73,17 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
         )
 
 
-def _check_labels(y: Tensor, logits: Tensor) -> None:
-    if logits.dim() != 2 or len(logits) != len(y):
-        raise InputError(f"the model must answer with logits ({len(y)}, C), got shape {tuple(logits.shape)}")
-    if len(y) and not 0 <= int(y.min()) <= int(y.max()) < logits.shape[1]:
+def _check_logits(logits: Any, size: int) -> None:
+    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == size):
+        kind = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the model must answer with logits ({size}, C), got {kind}; wrap it in one that does")
+
+
+def _check_classes(what: str, classes: Tensor, num_classes: int) -> None:
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
         raise InputError(
-            f"labels must be in 0..{logits.shape[1] - 1}, the model's classes, got {int(y.min())}..{int(y.max())}"
+            f"{what} must be in 0..{num_classes - 1}, the model's classes, "
+            f"got {int(classes.min())}..{int(classes.max())}; count classes from 0"
         )
 
 
@@ -157,9 +166,16 @@ class Attack(ABC):
             return None
         if not self.targeted:
             raise InputError(f"target classes were given, but {type(self).__name__} has targeted=False; set it")
-        if wanted.shape != y.shape:
-            raise InputError(f"target must hold one class for each of {len(y)} images, got {tuple(wanted.shape)}")
-        return wanted
+        if wanted.shape != y.shape or wanted.is_floating_point():
+            raise InputError(
+                f"target must hold one integer class for each of {len(y)} images, "
+                f"got {wanted.dtype} of shape {tuple(wanted.shape)}; give a tensor shaped like the labels"
+            )
+        return wanted.long()
+
+    def _perturbed(self, target: Target, rng: SampleRng) -> Found:
+        found = self.perturb(target, rng)
+        return found if target.clean is None else found._replace(queries=found.queries + 1)
 
     @final
     def search(
@@ -171,10 +187,10 @@ class Attack(ABC):
         """
         _check_batch(x, y)
         wanted = self._wanted(target, y)
-        rng = rng or SampleRng.for_batch(len(x), device=x.device)
-        x = x.detach()
+        rng = _streams(rng, x)
+        x, y = x.detach(), y.long()
         with _borrowed(model) as search:
-            found = self.perturb(self._target(model, search, x, y, wanted, judged=False), rng)
+            found = self._perturbed(self._target(model, search, x, y, wanted, judged=False), rng)
         return found._replace(x_adv=self.threat.project(found.x_adv, x).detach())
 
     @final
@@ -201,25 +217,29 @@ class Attack(ABC):
         """
         _check_batch(x, y)
         wanted = self._wanted(target, y)
-        rng = rng or SampleRng.for_batch(len(x), device=x.device)
-        x = x.detach()
+        rng = _streams(rng, x)
+        x, y = x.detach(), y.long()
         with exact_fp32(), _borrowed(model) as search, torch.no_grad():
             clean = routed(model, x)
-            _check_labels(y, clean.logits)
+            _check_logits(clean.logits, len(x))
+            _check_classes("labels", y, clean.logits.shape[1])
+            if wanted is not None:
+                _check_classes("target", wanted, clean.logits.shape[1])
             wrong, invalid = errors_of(clean.logits, y)
-            rows = (~(wrong | invalid)).nonzero().squeeze(1)
+            fallen = wrong | invalid
+            rows = (~fallen).nonzero().squeeze(1)
             found = _nothing_found(x)
             if len(rows):
                 aim = None if wanted is None else wanted[rows]
                 part = self._target(model, search, x[rows], y[rows], aim, judged=True)
-                found = _spread(found, rows, self.perturb(part, rng[rows]))
+                found = _spread(found, rows, self._perturbed(part, rng[rows]))
             x_adv = self.threat.project(found.x_adv, x)
             attacked = routed(model, x_adv)
             broken, invalid_adv = errors_of(attacked.logits, y)
         invalid = invalid | invalid_adv
         broken = broken & ~invalid
         unseen = (broken | invalid) & (found.first_success < 0)
-        first_success = found.first_success.masked_fill(unseen, self.gradient_steps).masked_fill(wrong, 0)
+        first_success = found.first_success.masked_fill(unseen, self.gradient_steps).masked_fill(fallen, 0)
         return AttackResult(
             x_adv=x_adv,
             broken=broken,
@@ -233,6 +253,14 @@ class Attack(ABC):
             restart=found.restart,
             zero_gradient=found.zero_gradient,
         )
+
+
+def _streams(rng: SampleRng | None, x: Tensor) -> SampleRng:
+    if rng is None:
+        return SampleRng.for_batch(len(x), device=x.device)
+    if len(rng) != len(x):
+        raise InputError(f"rng must hold one key for each of {len(x)} images, got {len(rng)}; index it like the batch")
+    return rng
 
 
 def _nothing_found(x: Tensor) -> Found:

@@ -95,7 +95,8 @@ class Tracker:
     ) -> Tensor | None:
         """Records an iterate of the alive samples; the mask (L,) of those to go on with, None for all of them.
 
-        `steps_before` counts the gradient steps of earlier restarts. An error outranks any gain; among errors, and among non-errors, the larger gain wins.
+        `steps_before` counts the gradient steps of earlier restarts. An error outranks any gain; among errors, and
+        among non-errors, the larger gain wins.
         """
         rows, found = self.rows, self.found
         if restart == 0 and step == 0 and climb.gradient is not None:

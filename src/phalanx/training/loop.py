@@ -8,6 +8,7 @@ as one that was not.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -93,7 +94,7 @@ def train(
     validate: Validate | None = None,
     reporter: Reporter | None = None,
 ) -> nn.Module:
-    """Trains `model`, a routed model, in place inside a prepared and locked run folder, from its last checkpoint if there is one.
+    """Trains `model`, a routed model, in place, inside a prepared and locked run folder, from its last checkpoint.
 
     Writes checkpoints, metrics.jsonl, last.safetensors and, with `validate`, best.safetensors. Returns the deployed
     model with its last weights (the average if there is one), on the model's device, in evaluation mode.
@@ -218,7 +219,7 @@ class _Run:
         known = {name: norm for name, norm in norms.items() if norm is not None}
         # one wait for the device per update, whatever the number of players
         value, *sizes = torch.stack([loss.detach().float(), *(n.float() for n in known.values())]).tolist()
-        if not all(size - size == 0 for size in (value, *sizes)):
+        if not all(math.isfinite(number) for number in (value, *sizes)):
             raise diverged(step, value, self.state.model, logs)
         found = dict(zip(known, sizes, strict=True))
         self.watch.check(step, {name: found.get(name) for name in names})

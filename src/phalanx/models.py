@@ -1,0 +1,135 @@
+"""Build a model from its configuration or its recorded spec; load a run's weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from phalanx.config import ModelConfig
+from phalanx.data import Splits
+from phalanx.errors import CorruptError, InputError
+from phalanx.experts import build_expert
+from phalanx.nn import preserved_rng, spec_of
+from phalanx.routing import MixtureOfExperts, build_router
+from phalanx.runs import write_json
+from phalanx.runs.checkpoint import load_tensors
+
+MODEL_NAME = "model.json"
+MODEL_SCHEMA = 1
+Weights = Literal["best", "last"]
+
+
+def build_model(config: ModelConfig, data: Splits, seed: int) -> MixtureOfExperts:
+    """A freshly initialised mixture for `data`; the same seed gives the same weights. Raises InputError."""
+    channels, height, width = data.shape
+    if height != width:
+        raise InputError(f"images must be square, got {height} x {width}; set data.size")
+    normalize = {"mean": list(data.mean), "std": list(data.std)}
+    options: dict[str, Any] = dict(config.options)
+    with preserved_rng():
+        torch.manual_seed(seed)
+        experts = [
+            build_expert(
+                config.expert,
+                num_classes=data.num_classes,
+                image_size=width,
+                channels=channels,
+                **normalize,
+                **options,
+            )
+            for _ in range(config.experts)
+        ]
+        router = None
+        if config.experts > 1:
+            hidden = {} if config.router.hidden is None else {"hidden": list(config.router.hidden)}
+            router = build_router(config.router.name, data.shape, config.experts, **normalize, **hidden)
+    return MixtureOfExperts(
+        router, experts, config.top_k, temperature=config.temperature, train_router=config.router.train
+    )
+
+
+def build(spec: Mapping[str, Any]) -> nn.Module:
+    """The module that a recorded spec describes, freshly initialised. Raises InputError for an unknown one."""
+    name, arguments = str(spec["name"]), dict(spec["arguments"])
+    kind, _, rest = name.partition(".")
+    if kind == "expert":
+        return build_expert(rest, **arguments)
+    if kind == "router":
+        return build_router(rest, **arguments)
+    if kind == "mixture":
+        router = arguments.pop("router")
+        experts = [build(expert) for expert in arguments.pop("experts")]
+        return MixtureOfExperts(None if router is None else build(router), experts, **arguments)
+    raise InputError(f"this version cannot build {name!r}; it knows mixture, expert.* and router.*")
+
+
+def save_description(path: Path, model: nn.Module, data: Splits) -> None:
+    """Writes model.json: how to build the model, and what data it is for."""
+    spec = spec_of(model)
+    write_json(
+        path,
+        {
+            "schema": MODEL_SCHEMA,
+            "spec": None if spec is None else spec.to_json(),
+            "parameters": sum(p.numel() for p in model.parameters()),
+            "data": {
+                "name": data.name,
+                "shape": list(data.shape),
+                "class_names": list(data.class_names),
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "notes": list(data.notes),
+                "fingerprint": data.fingerprint,
+            },
+        },
+    )
+
+
+def read_description(run: Path) -> dict[str, Any]:
+    """The content of a run's model.json. Raises InputError if the run has none, CorruptError if it is damaged."""
+    path = Path(run) / MODEL_NAME
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        schema = int(description["schema"])
+    except FileNotFoundError:
+        raise InputError(
+            f"{run} holds no trained model: it has no {MODEL_NAME}; check the name, or train first"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise CorruptError(f"{path} is damaged: it is no description of a model; restore it from a copy") from None
+    if schema > MODEL_SCHEMA:
+        raise InputError(f"{path} has schema {schema}, this version reads up to {MODEL_SCHEMA}; use a newer phalanx")
+    return dict(description)
+
+
+def load(run: Path | str, *, weights: Weights = "best", factory: Callable[[], nn.Module] | None = None) -> nn.Module:
+    """A run's deployed model on the CPU, in evaluation mode.
+
+    Args:
+        run: the run's folder.
+        weights: those that validated best, or the last ones.
+        factory: builds the network of a run whose model was made by hand; others need none.
+
+    Raises InputError for a folder without a model or without `factory` where it is needed, CorruptError if a file does
+    not match its sha256.
+    """
+    run = Path(run)
+    description = read_description(run)
+    path = run / f"{weights}.safetensors"
+    if not path.is_file():
+        raise InputError(f"{run} has no {weights} weights; the run has not got that far, or was not validated")
+    if factory is None and description["spec"] is None:
+        raise InputError(f"the model of {run} was built by hand; give load(..., factory=...) a function that builds it")
+    with preserved_rng():
+        model = build(description["spec"]) if factory is None else factory()
+    tensors, _ = load_tensors(path)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(f"the weights in {path} do not fit the model: {str(error).splitlines()[-1].strip()}") from None
+    return model.eval()
