@@ -7,19 +7,22 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import Any
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
+    missing = AttributeError(f"module 'phalanx' has no attribute {name!r}")
     if name.startswith("_"):
-        raise AttributeError(f"module 'phalanx' has no attribute {name!r}")
-    api = importlib.import_module("phalanx.api")
+        raise missing
+    if importlib.util.find_spec(f"phalanx.{name}") is not None:
+        return importlib.import_module(f"phalanx.{name}")
     try:
-        return getattr(api, name)
+        return getattr(importlib.import_module("phalanx.api"), name)
     except AttributeError:
-        raise AttributeError(f"module 'phalanx' has no attribute {name!r}") from None
+        raise missing from None
 
 
 def __dir__() -> list[str]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,8 +21,8 @@ from torch import nn
 
 from phalanx import __version__
 from phalanx.config import EvaluationConfig, RunConfig, bound_config, find_recipe, is_study, load_run, load_study
-from phalanx.data import ImageSet, Splits, load_data
-from phalanx.errors import InputError
+from phalanx.data import DataConfig, ImageSet, Splits, load_data
+from phalanx.errors import InputError, Interrupted
 from phalanx.evaluation import Evaluation, evaluate, protocol, validation
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.loading import load_recipe, to_plain
@@ -145,24 +148,34 @@ def train_into(
 def train_run(config: RunConfig, folder: Path, reporter: Reporter | None = None) -> None:
     """Trains what a recipe describes."""
     device = pick_device(config.device)
-
-    def prepare() -> Trained:
-        data = load_data(config.data)
-        model = build_model(config.model, data, config.seed).to(device)
-        member = protocol(config.validation.protocol, config.threat).members[0]
-        images = data.val if config.validation.n is None else data.val.first(config.validation.n)
-        return Trained(
-            model=model,
-            method=config.method.within(config.threat),
-            data=data,
-            training=config.training,
-            seed=config.seed,
-            augment=config.data.augment,
-            validate=validation(images, member.attack, seed=config.seed),
-        )
-
+    if RunFolder(folder).status() == "new":
+        # a mistake that only building shows must not leave a folder bound to it
+        prepare_run(config, device)
     with cpu_threads(config.threads):
-        train_into(folder, bound_config(to_plain(config)), prepare, device=device, reporter=reporter)
+        plain = bound_config(to_plain(config))
+        train_into(folder, plain, lambda: prepare_run(config, device), device=device, reporter=reporter)
+
+
+def prepare_run(config: RunConfig, device: torch.device) -> Trained:
+    """Data, model, method and validation of a recipe. Raises InputError for whatever does not fit together."""
+    validating = protocol(config.validation.protocol, config.threat).members[0]
+    protocol(config.evaluation.protocol, config.threat)
+    data = load_data(config.data)
+    if config.training.batch_size > len(data.train):
+        raise InputError(
+            f"training.batch_size is {config.training.batch_size}, but {data.name} has {len(data.train)} training "
+            "images; lower it"
+        )
+    images = data.val if config.validation.n is None else data.val.first(config.validation.n)
+    return Trained(
+        model=build_model(config.model, data, config.seed).to(device),
+        method=config.method.within(config.threat),
+        data=data,
+        training=config.training,
+        seed=config.seed,
+        augment=config.data.augment,
+        validate=validation(images, validating.attack, seed=config.seed),
+    )
 
 
 # -- evaluation ----------------------------------------------------------------------------------------------------
@@ -194,6 +207,25 @@ def evaluation_record(config: EvaluationConfig, threat: ThreatModel, seed: int) 
     }
 
 
+@contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM end an evaluation at once and by name: every batch that is done is on disk already."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        del frame
+        raise Interrupted(signum, "stopped; the verdicts of every finished batch are kept, the same command goes on")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
 def evaluate_run(
     run: Path, folder: Path, config: EvaluationConfig, reporter: Reporter | None = None
 ) -> Evaluation | None:
@@ -206,7 +238,7 @@ def evaluate_run(
         if target.status() == "finished":
             target.verify()
             return None
-        with target.records_outcome():
+        with target.records_outcome(), _stopped_by_signals():
             started, device = _now(), pick_device(settings.device)
             model = load(run, weights=config.weights).to(device)
             data = load_data(settings.data)
@@ -267,11 +299,14 @@ def plan(name: str, overrides: tuple[str, ...] = ()) -> Plan:
 
 EVALUATION_SUFFIX = ".evaluation"
 
+ReporterFor = Callable[[str], AbstractContextManager[Reporter]]
+"""From a piece of work's name to what shows its progress."""
+
 
 def make_study(
     plan: Plan,
     folder: Path,
-    reporter_for: Callable[[str], Reporter],
+    reporter_for: ReporterFor,
     *,
     fresh: bool = False,
     progress: Callable[[str, str], None] | None = None,
@@ -284,6 +319,10 @@ def make_study(
             made = RunFolder(folder / node.name)
             with made.lock():
                 made.clear()
+    for name, config in plan.runs.items():
+        # every run's mistakes before the first one's hours
+        if RunFolder(folder / name).status() == "new":
+            prepare_run(config, pick_device(config.device))
     study.run(progress)
     return [
         RowSource(config.label or name, folder / name, folder / (name + EVALUATION_SUFFIX))
@@ -291,16 +330,16 @@ def make_study(
     ]
 
 
-def _nodes(name: str, config: RunConfig, reporter_for: Callable[[str], Reporter]) -> list[Node]:
+def _nodes(name: str, config: RunConfig, reporter_for: ReporterFor) -> list[Node]:
     def training(folder: Path, needs: Mapping[str, Path]) -> None:
         del needs
-        train_run(config, folder, reporter_for(name))
+        with reporter_for(name) as reporter:
+            train_run(config, folder, reporter)
 
     def measuring(folder: Path, needs: Mapping[str, Path]) -> None:
-        evaluate_run(needs[name], folder, config.evaluation, reporter_for(f"{name} {config.evaluation.protocol}"))
+        with reporter_for(f"{name} {config.evaluation.protocol}") as reporter:
+            evaluate_run(needs[name], folder, config.evaluation, reporter)
 
-    # a protocol that does not exist is refused before hours of training
-    protocol(config.evaluation.protocol, config.threat)
     return [
         Node(name, (), bound_config(to_plain(config)), training),
         Node(
@@ -346,3 +385,10 @@ def report_on(
     """Builds the page and writes it into `folder`: the page, and where its files are by kind."""
     page = build_page(title, description, rows, command)
     return page, write_report(folder, page)
+
+
+def data_config(name: str, overrides: tuple[str, ...] = ()) -> DataConfig:
+    """The data settings meant by "digits", "folder:PATH", "parquet:PATH" or a recipe, with `--set data.KEY=VALUE`."""
+    if name == "digits" or ":" in name:
+        return load_recipe(RunConfig, None, overrides, values={"data": {"name": name}}).value.data
+    return load_run(name, overrides).value.data

@@ -1,0 +1,258 @@
+"""The command line: a command is one thin function over `phalanx.workflow`.
+
+Nothing heavy is imported before a command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from phalanx import __version__
+from phalanx.errors import PhalanxError
+
+if TYPE_CHECKING:
+    from phalanx.runs import Summary
+
+EXIT_CODES = """Exit codes: 0 done, 2 wrong input, 3 training diverged, 4 a file is corrupt, 5 disk full or not
+writable, 6 the folder is in use, 130 or 143 stopped by a signal after saving."""
+
+app = typer.Typer(
+    name="phalanx",
+    help="Train, attack and report on image classifiers that are mixtures of experts.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(help="What can be run, and with which settings.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Look at a data set before using it.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+app.add_typer(data_app, name="data")
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or the path of a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one setting, such as model.experts=8. Repeatable."),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Where to write. [default: runs/RECIPE]"),
+]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Remove what the folder holds and start again.")]
+
+
+def _out(out: Path | None, recipe: str) -> Path:
+    return out or Path("runs") / Path(recipe).stem
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"phalanx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def run(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, fresh: FreshOption = False) -> None:
+    """Train and evaluate everything a study or recipe names; print the table, write the report.
+
+    The same command takes up interrupted work where it stopped, and repeats nothing that is finished.
+    """
+    from phalanx.console import ConsoleReporter
+    from phalanx.report import terminal_table
+    from phalanx.workflow import make_study, plan, report_on
+
+    overrides = tuple(set_ or ())
+    work = plan(recipe, overrides)
+    folder = _out(out, recipe)
+    rows = make_study(
+        work, folder, ConsoleReporter, fresh=fresh, progress=lambda name, step: typer.echo(f"{name}: {step}", err=True)
+    )
+    command = " ".join(["phalanx run", recipe, *(f"--set {item}" for item in overrides)])
+    page, files = report_on(rows, folder, title=work.title, description=work.description, command=command)
+    typer.echo(terminal_table(page))
+    typer.echo(f"report: {files['report.html']}")
+
+
+@app.command()
+def train(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, fresh: FreshOption = False) -> None:
+    """Train one recipe into a run folder, or take it up again."""
+    from phalanx.config import load_run
+    from phalanx.console import ConsoleReporter
+    from phalanx.runs import RunFolder
+    from phalanx.workflow import train_run
+
+    config = load_run(recipe, tuple(set_ or ())).value
+    folder = _out(out, recipe)
+    if fresh:
+        target = RunFolder(folder)
+        with target.lock():
+            target.clear()
+    with ConsoleReporter(folder.name) as reporter:
+        train_run(config, folder, reporter)
+    typer.echo(f"run: {folder}")
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Attacks joined by commas: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS. [default: the recipe's]"),
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
+    weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together; changes no verdict.")] = 64,
+) -> None:
+    """Measure a run's clean and robust accuracy on its test split, or go on where that was stopped."""
+    from phalanx.config import EvaluationConfig
+    from phalanx.console import ConsoleReporter
+    from phalanx.errors import InputError
+    from phalanx.runs import Ledger, summarise
+    from phalanx.workflow import LEDGER_NAME, evaluate_run, evaluation_folder, run_config
+
+    if weights not in ("best", "last"):
+        raise InputError(f"--weights must be best or last, got {weights!r}")
+    settings = EvaluationConfig(
+        protocol=protocol or run_config(run).evaluation.protocol,
+        n=n,
+        weights="best" if weights == "best" else "last",
+        batch_size=batch_size,
+    )
+    folder = evaluation_folder(run, settings)
+    with ConsoleReporter(f"{run.name} {settings.protocol}") as reporter:
+        evaluate_run(run, folder, settings, reporter)
+    with Ledger.read(folder / LEDGER_NAME) as ledger:
+        binding = ledger.binding()
+        typer.echo(_summary_text(summarise(ledger.rows()), f"{binding.norm} {binding.eps}"))
+    typer.echo(f"evaluation: {folder}")
+
+
+def _summary_text(summary: Summary, threat: str) -> str:
+    def line(name: str, accuracy: float, interval: tuple[float, float], n: int) -> str:
+        return f"{name:<24} {accuracy:6.1%}  [{interval[0]:.1%}, {interval[1]:.1%}]  n = {n}"
+
+    lines = [line("clean", summary.clean_accuracy, summary.clean_interval, summary.n)]
+    lines += [line(f"{a.attack} ({threat})", a.accuracy, a.interval, a.n) for a in summary.attacks]
+    lines.append(line("worst case per image", summary.robust_accuracy, summary.robust_interval, summary.n))
+    return "\n".join(lines)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Studies or evaluated runs, side by side.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to write. [default: the first folder]"),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Robustness report",
+) -> None:
+    """Write report.html, table.json and table.txt from what was evaluated; computes nothing."""
+    from phalanx.report import terminal_table
+    from phalanx.workflow import find_rows, report_on
+
+    command = " ".join(["phalanx report", *map(str, runs)])
+    page, files = report_on(find_rows(runs), out or runs[0], title=title, description="", command=command)
+    typer.echo(terminal_table(page))
+    typer.echo(f"report: {files['report.html']}")
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """The recipes that come with Phalanx."""
+    from phalanx.config import shipped_recipes
+
+    for name, path in shipped_recipes().items():
+        first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
+        typer.echo(f"{name:<16} {first}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Every setting, defaults included.")] = False,
+) -> None:
+    """A recipe's text, or with --resolved everything it stands for."""
+    import yaml
+
+    from phalanx.config import find_recipe, is_study, load_run, load_study
+
+    path = find_recipe(recipe)
+    if not (resolved or set_):
+        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        return
+    overrides = tuple(set_ or ())
+    if not is_study(path):
+        shown: object = load_run(recipe, overrides).resolved
+    else:
+        study = load_study(recipe)
+        shown = {**study.resolved, "runs": {n: load_run(r, overrides).resolved for n, r in study.value.runs.items()}}
+    typer.echo(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@recipes_app.command("schema")
+def recipes_schema() -> None:
+    """The JSON Schema of a recipe, for editors."""
+    from phalanx.config import RunConfig
+    from phalanx.loading import schema
+
+    typer.echo(json.dumps(schema(RunConfig), indent=2))
+
+
+DataArgument = Annotated[
+    str, typer.Argument(metavar="DATA", help="digits, folder:PATH, parquet:PATH, or a recipe whose data is meant.")
+]
+
+
+@data_app.command("check")
+def data_check(data: DataArgument, set_: SetOption = None) -> None:
+    """Name everything that is wrong with a data set; nothing is written."""
+    from phalanx.data.describe import check_source
+    from phalanx.errors import InputError
+    from phalanx.workflow import data_config
+
+    problems = check_source(data_config(data, tuple(set_ or ())))
+    if problems:
+        raise InputError("\n  ".join([f"{len(problems)} problems in {data}:", *problems]))
+    typer.echo(f"{data}: nothing wrong")
+
+
+@data_app.command("describe")
+def data_describe(data: DataArgument, set_: SetOption = None) -> None:
+    """Sizes, classes, statistics and remarks of a data set, as JSON."""
+    from phalanx.data import load_data
+    from phalanx.data.describe import describe
+    from phalanx.workflow import data_config
+
+    typer.echo(json.dumps(describe(load_data(data_config(data, tuple(set_ or ())))), indent=2))
+
+
+def main() -> None:
+    """Runs a command; a user's mistake is one message and an exit code, never a traceback."""
+    # read by cuBLAS when it starts: without it, matrix products on a GPU are not repeatable
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        app()
+    except PhalanxError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""`import phalanx as px`: the names of the README, and what they do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import phalanx as px
+from phalanx.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def data() -> px.Splits:
+    return px.load_data("digits", train_limit=300, test_limit=60)
+
+
+def _mixture(data: px.Splits) -> px.MixtureOfExperts:
+    torch.manual_seed(0)
+    experts = [
+        px.build_expert("mlp", num_classes=data.num_classes, image_size=8, channels=1, hidden=(16,)) for _ in range(2)
+    ]
+    return px.MixtureOfExperts(px.LinearRouter(data.shape, 2), experts, top_k=1)
+
+
+def test_every_public_name_is_there() -> None:
+    from phalanx import api
+
+    assert [name for name in api.__all__ if not hasattr(px, name)] == []
+    assert set(api.__all__) <= set(dir(px))
+    with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
+        _ = px.nonsense
+
+
+def test_train_evaluate_load_attack(data: px.Splits, tmp_path: Path) -> None:
+    run = px.train(_mixture(data), "at", data, epochs=2, eps="3/16", out=tmp_path / "run")
+    again = px.train(_mixture(data), "at", data, epochs=2, eps="3/16", out=tmp_path / "run")
+    loaded = px.load(tmp_path / "run")
+    for model in (run.model, again.model):
+        assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    result = px.evaluate(run.model, data.test, protocol="pgd-5", eps="3/16", norm="inf", out=tmp_path / "ledger.sqlite")
+    assert result.n == 60 and 0 <= result.robust_acc <= result.clean_acc <= 1
+    assert px.evaluate(run.model, data.test, protocol="pgd-5", eps="3/16").robust_acc == result.robust_acc
+    assert "under pgd-5, Linf 3/16, n = 60" in str(result)
+    x, y = next(data.test.batches(16)).xy
+    x_adv = px.attacks.PGD(eps="8/255", steps=3)(run.model, x, y)
+    assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_a_hand_built_model_needs_a_factory(data: px.Splits, tmp_path: Path) -> None:
+    def factory() -> nn.Module:
+        return px.MixtureOfExperts(None, [nn.Sequential(nn.Flatten(), nn.Linear(64, 10))])
+
+    with pytest.raises(InputError, match=r"built by hand.*train\(\.\.\., factory=\.\.\.\)"):
+        px.train(factory(), "st", data, epochs=1, out=tmp_path / "run")
+    px.train(factory(), "st", data, epochs=1, out=tmp_path / "run", factory=factory)
+    with pytest.raises(InputError, match=r"built by hand; give load\(\.\.\., factory=\.\.\.\)"):
+        px.load(tmp_path / "run")
+    assert px.load(tmp_path / "run", factory=factory)(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_mistakes_are_named(data: px.Splits, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="method must be one of at, st, got 'attt'"):
+        px.train(_mixture(data), "attt", data, out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"no routed model.*MixtureOfExperts\(None, \[network\]\)"):
+        px.train(nn.Linear(2, 2), "st", data, out=tmp_path / "other", factory=lambda: nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="norm must be one of Linf, L2, L1, got 'L3'"):
+        px.evaluate(_mixture(data), data.test, norm="L3")
+    with pytest.raises(InputError, match="protocol has no attack 'standard'"):
+        px.evaluate(_mixture(data), data.test, protocol="standard")

@@ -1,0 +1,162 @@
+"""The command line: what it prints, what it writes, how it exits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from phalanx import __version__
+from phalanx.cli import main
+from phalanx.config import shipped_recipes
+
+Run = Callable[..., tuple[int, str, str]]
+
+TINY = [
+    "--set", "training.epochs=1",
+    "--set", "validation.n=20",
+    "--set", "evaluation.protocol=pgd-2",
+    "--set", "evaluation.n=40",
+]  # fmt: skip
+
+
+@pytest.fixture
+def phalanx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["phalanx", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return int(exit_.value.code or 0), out, err
+
+    return run
+
+
+def test_help_and_import_load_neither_torch_nor_pydantic() -> None:
+    program = (
+        "import sys; sys.argv = ['phalanx', '--help']\n"
+        "import phalanx\n"
+        "from phalanx.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code\n"
+        "assert not {'torch', 'pydantic', 'matplotlib'} & set(sys.modules), sorted(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    for command in ("run", "train", "evaluate", "report", "recipes", "data", "Exit codes"):
+        assert command in done.stdout
+
+
+def test_version(phalanx: Run) -> None:
+    assert phalanx("--version") == (0, f"phalanx {__version__}\n", "")
+
+
+def test_recipes(phalanx: Run) -> None:
+    code, listed, _ = phalanx("recipes", "list")
+    assert code == 0 and {line.split()[0] for line in listed.splitlines()} == set(shipped_recipes())
+    assert phalanx("recipes", "show", "digits-at")[1] == shipped_recipes()["digits-at"].read_text()
+    code, shown, _ = phalanx("recipes", "show", "digits-at", "--resolved", "--set", "model.experts=8")
+    assert code == 0 and "experts: 8" in shown and "momentum" not in shown and "temperature: 1.0" in shown
+    code, shown, _ = phalanx("recipes", "show", "quickstart", "--resolved")
+    assert code == 0 and "adversarial_share: 1.0" in shown and "eps: 3/16" in shown
+    code, schema, _ = phalanx("recipes", "schema")
+    assert code == 0 and "method" in json.loads(schema)["properties"]
+
+
+def test_data(phalanx: Run, tmp_path: Path) -> None:
+    code, text, _ = phalanx("data", "describe", "digits")
+    assert code == 0 and json.loads(text)["classes"]
+    assert phalanx("data", "check", "digits")[0] == 0
+    (tmp_path / "only").mkdir()
+    code, _, err = phalanx("data", "check", f"folder:{tmp_path}")
+    assert code == 2 and err.startswith("error: ") and str(tmp_path) in err
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny finished study."""
+    folder = tmp_path_factory.mktemp("cli") / "study"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["phalanx", "run", "quickstart", "--out", str(folder), *TINY])
+        with pytest.raises(SystemExit) as exit_:
+            main()
+    assert not exit_.value.code
+    return folder
+
+
+def test_run_writes_the_report_and_repeats_nothing(phalanx: Run, study: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("*.safetensors")}
+    code, out, err = phalanx("run", "quickstart", "--out", study, *TINY)
+    assert code == 0 and before
+    assert {path: path.stat().st_mtime_ns for path in study.rglob("*.safetensors")} == before
+    assert "st: skipped" in err and "at.evaluation: skipped" in err
+    assert "n = 40" in out or "40" in out
+    assert out.splitlines()[-1] == f"report: {study / 'report.html'}"
+    assert (study / "report.html").is_file() and json.loads((study / "table.json").read_text())
+
+
+def test_another_setting_is_refused_in_the_same_folder_and_fresh_starts_again(
+    phalanx: Run, study: Path, tmp_path: Path
+) -> None:
+    code, _, err = phalanx("run", "quickstart", "--out", study, *TINY, "--set", "seed=1")
+    assert code == 2 and "seed" in err and "--out" in err
+    code, out, _ = phalanx("train", "digits-st", "--out", tmp_path / "st", *TINY)
+    assert (code, out) == (0, f"run: {tmp_path / 'st'}\n")
+    code, _, err = phalanx("train", "digits-st", "--out", tmp_path / "st", *TINY, "--set", "seed=1", "--fresh")
+    assert code == 0, err
+
+
+def test_evaluate_and_report_of_a_run(phalanx: Run, study: Path, tmp_path: Path) -> None:
+    code, out, _ = phalanx(
+        "evaluate", study / "at", "--protocol", "fgsm,pgd-2x2-margin", "--n", "30", "--weights", "last"
+    )
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ["clean", "fgsm", "pgd-2x2-margin", "worst", "evaluation:"]
+    assert all("n = 30" in line and "[" in line for line in lines[:4])
+    assert (
+        phalanx("evaluate", study / "at", "--protocol", "fgsm,pgd-2x2-margin", "--n", "30", "--weights", "last")[1]
+        == out
+    )
+    code, out, _ = phalanx("report", study, study / "at", "--out", tmp_path)
+    assert code == 0 and (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "quikstart"], "no recipe is named 'quikstart'; there are cifar10-at"),
+        (["run", "missing.yaml"], "missing.yaml does not exist"),
+        (["train", "digits-at", "--set", "model.exprts=3"], "model.exprts: no such key; did you mean 'experts'?"),
+        (["train", "digits-at", "--set", "threat.eps=8/0"], "'8/0'"),
+        (["train", "digits-at", "--set", "model.top_k=9"], "top_k must be in 1..experts=4"),
+        (["train", "digits-at", "--set", "model.expert=mpl"], "expert must be one of mlp, resnet18, small_cnn"),
+        (["train", "digits-at", "--set", "model.options.depth=3"], "has no option 'depth'"),
+        (["train", "digits-at", "--set", "training.batch_size=5000"], "lower it"),
+        (["train", "digits-at", "--set", "evaluation.protocol=aa"], "protocol has no attack 'aa'"),
+        (["train", "digits-at", "--set", "device=cuda:7"], "device"),
+        (["train", "digits-at", "--set", "data.name=folder:nowhere"], "nowhere"),
+        (["evaluate", "nowhere"], "nowhere"),
+        (["report", "nowhere"], "nowhere is no folder"),
+        (["data", "describe", "folder:nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_one_message_and_leaves_nothing(
+    phalanx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = phalanx(*arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ") and message in err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_unknown_options_exit_with_2(phalanx: Run) -> None:
+    assert phalanx("train", "digits-at", "--epochs", "3")[0] == 2
+    assert phalanx("frobnicate")[0] == 2
