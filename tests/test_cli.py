@@ -71,7 +71,7 @@ def test_recipes(phalanx: Run) -> None:
 
 def test_data(phalanx: Run, tmp_path: Path) -> None:
     code, text, _ = phalanx("data", "describe", "digits")
-    assert code == 0 and json.loads(text)["classes"]
+    assert code == 0 and json.loads(text)["shape"] == [1, 8, 8]
     assert phalanx("data", "check", "digits")[0] == 0
     (tmp_path / "only").mkdir()
     code, _, err = phalanx("data", "check", f"folder:{tmp_path}")
@@ -135,7 +135,7 @@ def test_evaluate_and_report_of_a_run(phalanx: Run, study: Path, tmp_path: Path)
         (["run", "missing.yaml"], "missing.yaml does not exist"),
         (["train", "digits-at", "--set", "model.exprts=3"], "model.exprts: no such key; did you mean 'experts'?"),
         (["train", "digits-at", "--set", "threat.eps=8/0"], "'8/0'"),
-        (["train", "digits-at", "--set", "model.top_k=9"], "top_k must be in 1..experts=4"),
+        (["train", "digits-at", "--set", "model.top_k=9"], "model.top_k: must be in 1..experts=4"),
         (["train", "digits-at", "--set", "model.expert=mpl"], "expert must be one of mlp, resnet18, small_cnn"),
         (["train", "digits-at", "--set", "model.options.depth=3"], "has no option 'depth'"),
         (["train", "digits-at", "--set", "training.batch_size=5000"], "lower it"),

@@ -223,11 +223,13 @@ DataArgument = Annotated[
 @data_app.command("check")
 def data_check(data: DataArgument, set_: SetOption = None) -> None:
     """Name everything that is wrong with a data set; nothing is written."""
+    from phalanx.console import ConsoleReporter
     from phalanx.data.describe import check_source
     from phalanx.errors import InputError
     from phalanx.workflow import data_config
 
-    problems = check_source(data_config(data, tuple(set_ or ())))
+    with ConsoleReporter(data) as reporter:
+        problems = check_source(data_config(data, tuple(set_ or ())), reporter.progress)
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problems in {data}:", *problems]))
     typer.echo(f"{data}: nothing wrong")
@@ -236,11 +238,14 @@ def data_check(data: DataArgument, set_: SetOption = None) -> None:
 @data_app.command("describe")
 def data_describe(data: DataArgument, set_: SetOption = None) -> None:
     """Sizes, classes, statistics and remarks of a data set, as JSON."""
+    from phalanx.console import ConsoleReporter
     from phalanx.data import load_data
     from phalanx.data.describe import describe
     from phalanx.workflow import data_config
 
-    typer.echo(json.dumps(describe(load_data(data_config(data, tuple(set_ or ())))), indent=2))
+    with ConsoleReporter(data) as reporter:
+        splits = load_data(data_config(data, tuple(set_ or ())), progress=reporter.progress)
+    typer.echo(json.dumps(describe(splits), indent=2))
 
 
 def main() -> None:

@@ -25,15 +25,17 @@ class ConsoleReporter:
         self._stream = sys.stderr if stream is None else stream
         self._started = time.monotonic()
         self._offset: int | None = None
+        self._total = 0
         self._line_at = self._started
         self._bar: _Bar | None = None
 
     def progress(self, done: int, total: int, note: str) -> None:
         """`done` of `total` units are finished. Takes a few microseconds while there is nothing to show."""
         now = time.monotonic()
-        if self._offset is None:
-            # a resumed run does not start at 0: its rate counts only what this process did
-            self._offset, self._started = done - 1, now
+        if self._offset is None or total != self._total:
+            # a resumed run does not start at 0: its rate counts only what this process did; another total is other work
+            self._close_bar()
+            self._offset, self._total, self._started = done - 1, total, now
         if now - self._started < PATIENCE_SECONDS:
             return
         if self._stream.isatty():

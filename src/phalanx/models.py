@@ -16,8 +16,9 @@ from phalanx.errors import CorruptError, InputError
 from phalanx.experts import build_expert
 from phalanx.nn import preserved_rng, spec_of
 from phalanx.routing import MixtureOfExperts, build_router
-from phalanx.runs import write_json
+from phalanx.runs.atomic import render_json
 from phalanx.runs.checkpoint import load_tensors
+from phalanx.runs.sidecar import read_protected, write_protected
 
 MODEL_NAME = "model.json"
 MODEL_SCHEMA = 1
@@ -69,37 +70,33 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
 
 
 def save_description(path: Path, model: nn.Module, data: Splits) -> None:
-    """Writes model.json: how to build the model, and what data it is for."""
+    """Writes model.json and its sha256: how to build the model, and what data it is for."""
     spec = spec_of(model)
-    write_json(
-        path,
-        {
-            "schema": MODEL_SCHEMA,
-            "spec": None if spec is None else spec.to_json(),
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "data": {
-                "name": data.name,
-                "shape": list(data.shape),
-                "class_names": list(data.class_names),
-                "mean": list(data.mean),
-                "std": list(data.std),
-                "notes": list(data.notes),
-                "fingerprint": data.fingerprint,
-            },
+    description: dict[str, Any] = {
+        "schema": MODEL_SCHEMA,
+        "spec": None if spec is None else spec.to_json(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data": {
+            "name": data.name,
+            "shape": list(data.shape),
+            "class_names": list(data.class_names),
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "notes": list(data.notes),
+            "fingerprint": data.fingerprint,
         },
-    )
+    }
+    write_protected(path, render_json(description))
 
 
 def read_description(run: Path) -> dict[str, Any]:
     """The content of a run's model.json. Raises InputError if the run has none, CorruptError if it is damaged."""
     path = Path(run) / MODEL_NAME
+    if not path.is_file():
+        raise InputError(f"{run} holds no trained model: it has no {MODEL_NAME}; check the name, or train first")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(read_protected(path))
         schema = int(description["schema"])
-    except FileNotFoundError:
-        raise InputError(
-            f"{run} holds no trained model: it has no {MODEL_NAME}; check the name, or train first"
-        ) from None
     except (ValueError, KeyError, TypeError):
         raise CorruptError(f"{path} is damaged: it is no description of a model; restore it from a copy") from None
     if schema > MODEL_SCHEMA:

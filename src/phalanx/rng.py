@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,7 +30,9 @@ def derive_seed(*parts: int | str) -> int:
 
     Equal parts give equal seeds on every machine; the parts are separated, so ("a", "bc") and ("ab", "c") differ.
     """
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    # numpy's integers count as Python's
+    plain = (part if isinstance(part, str) else operator.index(part) for part in parts)
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in plain)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
 
 
@@ -51,7 +54,7 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
     return c0, c1, c2, c3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SampleRng:
     """Random numbers for the samples whose integer keys are `keys`; `rng[index]` follows the batch as it shrinks.
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, get_args
@@ -26,12 +27,18 @@ _SPARSITY_L1 = 0.05
 def parse_epsilon(text: str | float) -> Fraction:
     """The exact value of "8/255", "0.03" or a number; raises ValueError unless it is finite and at least 0."""
     try:
-        value = Fraction(text.replace(" ", "")) if isinstance(text, str) else Fraction(text)
+        value = Fraction(re.sub(r"\s*/\s*", "/", text.strip())) if isinstance(text, str) else Fraction(text)
     except (ValueError, ZeroDivisionError, OverflowError):
         raise ValueError(f"eps must be a number or a fraction such as '8/255', got {text!r}") from None
     if value < 0:
         raise ValueError(f"eps must be at least 0, got {text!r}; pixels lie in [0, 1]")
     return value
+
+
+def check_radius(norm: Norm, eps: float | str) -> None:
+    """Raises ValueError for an Linf radius above 1: it covers every image, and is nearly always a forgotten "/255"."""
+    if norm == "Linf" and parse_epsilon(eps) > 1:
+        raise ValueError(f"eps must be at most 1 for Linf, since pixels lie in [0, 1], got {eps!r}; is it {eps}/255?")
 
 
 def parse_norm(text: str | float) -> Norm:
@@ -81,6 +88,7 @@ class ThreatModel:
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        check_radius(self.norm, self.eps)
         parse_epsilon(self.eps)
 
     @property

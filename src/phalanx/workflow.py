@@ -27,7 +27,7 @@ from phalanx.evaluation import Evaluation, evaluate, protocol, validation
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.loading import load_recipe, to_plain
 from phalanx.methods import Method
-from phalanx.models import MODEL_NAME, build_model, load, save_description
+from phalanx.models import MODEL_NAME, build_model, load, read_description, save_description
 from phalanx.report import Page, RowSource, build_page, write_report
 from phalanx.runs import Node, RunFolder, Study, write_json
 from phalanx.threat import ThreatModel
@@ -128,7 +128,10 @@ def train_into(
         with run.records_outcome():
             started, clock = _now(), time.monotonic()
             job = prepare()
-            save_description(run.resolve(MODEL_NAME), job.model, job.data)
+            if run.resolve(MODEL_NAME).is_file():
+                _refuse_other_data(folder, job.data)
+            else:
+                save_description(run.resolve(MODEL_NAME), job.model, job.data)
             train(
                 job.model,
                 job.method,
@@ -145,22 +148,32 @@ def train_into(
         run.finish(results)
 
 
+def _refuse_other_data(run: Path, data: Splits) -> None:
+    """Raises InputError unless `data` is, image for image, what `run` was begun with."""
+    recorded = read_description(run)["data"]["fingerprint"]
+    if recorded != data.fingerprint:
+        raise InputError(
+            f"{run} was made with other images: the fingerprint of {data.name} was {recorded[:12]}..., "
+            f"now {data.fingerprint[:12]}...; restore the data, or train into another folder"
+        )
+
+
 def train_run(config: RunConfig, folder: Path, reporter: Reporter | None = None) -> None:
     """Trains what a recipe describes."""
     device = pick_device(config.device)
     if RunFolder(folder).status() == "new":
         # a mistake that only building shows must not leave a folder bound to it
-        prepare_run(config, device)
+        prepare_run(config, device, reporter)
     with cpu_threads(config.threads):
         plain = bound_config(to_plain(config))
-        train_into(folder, plain, lambda: prepare_run(config, device), device=device, reporter=reporter)
+        train_into(folder, plain, lambda: prepare_run(config, device, reporter), device=device, reporter=reporter)
 
 
-def prepare_run(config: RunConfig, device: torch.device) -> Trained:
+def prepare_run(config: RunConfig, device: torch.device, reporter: Reporter | None = None) -> Trained:
     """Data, model, method and validation of a recipe. Raises InputError for whatever does not fit together."""
     validating = protocol(config.validation.protocol, config.threat).members[0]
     protocol(config.evaluation.protocol, config.threat)
-    data = load_data(config.data)
+    data = load_data(config.data, progress=None if reporter is None else reporter.progress)
     if config.training.batch_size > len(data.train):
         raise InputError(
             f"training.batch_size is {config.training.batch_size}, but {data.name} has {len(data.train)} training "
@@ -207,6 +220,15 @@ def evaluation_record(config: EvaluationConfig, threat: ThreatModel, seed: int) 
     }
 
 
+def _require_finished(run: Path) -> None:
+    folder = RunFolder(run)
+    status = folder.status()
+    if status != "finished":
+        # its best weights so far may still change, and the verdicts would outlive them
+        raise InputError(f"{run} is not finished (status {status}); give its train command again, it goes on")
+    folder.verify()
+
+
 @contextmanager
 def _stopped_by_signals() -> Iterator[None]:
     """SIGINT and SIGTERM end an evaluation at once and by name: every batch that is done is on disk already."""
@@ -229,8 +251,12 @@ def _stopped_by_signals() -> Iterator[None]:
 def evaluate_run(
     run: Path, folder: Path, config: EvaluationConfig, reporter: Reporter | None = None
 ) -> Evaluation | None:
-    """Evaluates a finished run on its test split into `folder`; None if that was done already."""
+    """Evaluates a finished run on its test split into `folder`; None if that was done already.
+
+    Raises InputError for a run that is not finished, or whose data are no longer what it was trained on.
+    """
     settings = run_config(run)
+    _require_finished(run)
     wanted = protocol(config.protocol, settings.threat)
     target = RunFolder(folder)
     with target.lock(), cpu_threads(settings.threads):
@@ -242,6 +268,7 @@ def evaluate_run(
             started, device = _now(), pick_device(settings.device)
             model = load(run, weights=config.weights).to(device)
             data = load_data(settings.data)
+            _refuse_other_data(run, data)
             images: ImageSet = data.test if config.n is None else data.test.first(config.n)
             result = evaluate(
                 model,
@@ -322,7 +349,8 @@ def make_study(
     for name, config in plan.runs.items():
         # every run's mistakes before the first one's hours
         if RunFolder(folder / name).status() == "new":
-            prepare_run(config, pick_device(config.device))
+            with reporter_for(name) as reporter:
+                prepare_run(config, pick_device(config.device), reporter)
     study.run(progress)
     return [
         RowSource(config.label or name, folder / name, folder / (name + EVALUATION_SUFFIX))

@@ -18,10 +18,10 @@ from phalanx.attacks.surfaces import SURFACES, Model
 from phalanx.attacks.target import Target, errors_of
 from phalanx.attacks.tracker import Found
 from phalanx.errors import InputError
-from phalanx.nn import exact_fp32, fold_batchnorm, frozen, preserved_rng
+from phalanx.nn import exact_fp32, fold_batchnorm, frozen, preserved_rng, spec_of
 from phalanx.rng import SampleRng
 from phalanx.routing import flipped, routed
-from phalanx.threat import Norm, ThreatModel, parse_epsilon
+from phalanx.threat import Norm, ThreatModel, check_radius, parse_epsilon
 
 
 class AttackResult(NamedTuple):
@@ -95,6 +95,18 @@ def _borrowed(model: Model) -> Iterator[Model]:
         yield model if folded is None else folded
 
 
+def _trusted(model: Model, search: Model, x: Tensor, logits: Tensor) -> Model:
+    """The folded copy, if it answers as the model does.
+
+    Folding reads the structure of `nn.Sequential`; a foreign module may use its parts in another order (a feature
+    extractor that indexes into a chain). Models of our own builders do not, and are not asked again.
+    """
+    if search is model or (isinstance(model, nn.Module) and spec_of(model) is not None):
+        return search
+    agree = torch.allclose(routed(search, x).logits, logits, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return search if agree else model
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """A search for a perturbation. Subclasses are frozen dataclasses with one `perturb`.
@@ -112,11 +124,13 @@ class Attack(ABC):
     surface: str = "whole"
     """Which part of the model is differentiated: "whole"."""
     targeted: bool = False
-    """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label."""
+    """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label. Any wrong
+    answer still counts as broken, and ends the search where samples are dropped early."""
 
     def __post_init__(self) -> None:
         if self.eps is not None:
             parse_epsilon(self.eps)
+            check_radius(self.norm or "L2", self.eps)
         OBJECTIVES.check(self.objective)
         SURFACES.check(self.surface)
 
@@ -225,6 +239,7 @@ class Attack(ABC):
             _check_classes("labels", y, clean.logits.shape[1])
             if wanted is not None:
                 _check_classes("target", wanted, clean.logits.shape[1])
+            search = _trusted(model, search, x, clean.logits)
             wrong, invalid = errors_of(clean.logits, y)
             fallen = wrong | invalid
             rows = (~fallen).nonzero().squeeze(1)

@@ -22,7 +22,7 @@ import PIL
 from numpy.typing import NDArray
 
 from phalanx.data.config import DataConfig
-from phalanx.data.convert import Converted, convert
+from phalanx.data.convert import Converted, Progress, convert
 from phalanx.data.source import Source
 from phalanx.errors import CorruptError, DiskError
 
@@ -54,7 +54,7 @@ def cache_key(source: Source, config: DataConfig) -> str:
     return _sha256_json(parts)[:32]
 
 
-def load_cached(source: Source, config: DataConfig) -> Cached:
+def load_cached(source: Source, config: DataConfig, progress: Progress | None = None) -> Cached:
     """Open the cache of `source`, building it where it is missing and rebuilding it where it is damaged.
 
     Raises DataProblems for images that cannot be used, DiskError if the cache cannot be written.
@@ -67,7 +67,7 @@ def load_cached(source: Source, config: DataConfig) -> Cached:
             pass  # looked at again under the lock: another process may be mending it
     try:
         with _locked(folder.with_suffix(".lock")):
-            return _build_or_open(folder, source, config)
+            return _build_or_open(folder, source, config, progress)
     except OSError as error:
         raise DiskError(
             f"data cache {folder}: {error.strerror or error}; free some space or name another folder with"
@@ -95,7 +95,7 @@ def open_cache(folder: Path) -> Cached:
         raise _damaged(folder / MANIFEST, f"does not describe this folder ({error})") from error
 
 
-def _build_or_open(folder: Path, source: Source, config: DataConfig) -> Cached:
+def _build_or_open(folder: Path, source: Source, config: DataConfig, progress: Progress | None) -> Cached:
     damage = None
     if folder.exists():
         try:
@@ -103,20 +103,20 @@ def _build_or_open(folder: Path, source: Source, config: DataConfig) -> Cached:
         except CorruptError as error:
             damage = f"the data cache was damaged ({error.args[0].split(';')[0]}) and was rebuilt from the source"
             shutil.rmtree(folder)
-    _build(folder, source, config)
+    _build(folder, source, config, progress)
     cached = open_cache(folder)
     return (
         cached if damage is None else Cached(cached.pixels, cached.labels, cached.class_names, (*cached.notes, damage))
     )
 
 
-def _build(folder: Path, source: Source, config: DataConfig) -> None:
+def _build(folder: Path, source: Source, config: DataConfig, progress: Progress | None) -> None:
     aside = folder.with_suffix(".building")
     shutil.rmtree(aside, ignore_errors=True)  # left by a process that died: this one holds the lock
     aside.mkdir()
     try:
         with _PixelFiles(aside, source.counts) as files:
-            converted = convert(source, config, files.write)
+            converted = convert(source, config, files.write, progress)
         for name, labels in converted.labels.items():
             np.save(aside / f"{name}.labels.npy", labels, allow_pickle=False)
         _write_manifest(aside, folder.name, source, config, converted)

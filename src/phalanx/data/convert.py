@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -18,6 +19,10 @@ Sink = Callable[[str, NDArray[np.uint8]], None]
 """Receives the name of a split and one image, (C, H, W) uint8."""
 
 
+Progress = Callable[[int, int, str], None]
+"""Told how many images are done, of how many, and what is done with them."""
+
+
 class Converted(NamedTuple):
     """What is known once every image was decoded."""
 
@@ -30,16 +35,28 @@ def discard(split: str, pixels: NDArray[np.uint8]) -> None:
     """The sink of a check that keeps nothing."""
 
 
-def convert(source: Source, config: DataConfig, sink: Sink) -> Converted:
-    """Decode every image of `source`, in order, into `sink`.
+def convert(source: Source, config: DataConfig, sink: Sink, progress: Progress | None = None) -> Converted:
+    """Decode every image of `source`, in order, into `sink`; `progress` hears of each.
 
     Raises DataProblems naming the files or rows that cannot be used, and those that differ in size or colour.
     """
     problems = Problems(source.title)
     seen = _Seen(problems)
+    if progress is not None:
+        sink = _counting(sink, sum(source.counts.values()), progress)
     labels = {name: _convert_split(name, source, config, seen, sink) for name in source.counts}
     problems.raise_if_any()
     return Converted(labels, source.class_names or _numbered(labels), (*source.notes, *seen.notes(config)))
+
+
+def _counting(sink: Sink, total: int, progress: Progress) -> Sink:
+    done = itertools.count(1)
+
+    def counted(split: str, pixels: NDArray[np.uint8]) -> None:
+        sink(split, pixels)
+        progress(next(done), total, "decoding images")
+
+    return counted
 
 
 def _convert_split(name: str, source: Source, config: DataConfig, seen: _Seen, sink: Sink) -> NDArray[np.int64]:

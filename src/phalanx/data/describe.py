@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from phalanx.data.config import DataConfig
-from phalanx.data.convert import convert, discard
+from phalanx.data.convert import Progress, convert, discard
 from phalanx.data.digits import CLASS_NAMES, load_digits
 from phalanx.data.load import scan
 from phalanx.data.partition import partition
@@ -40,10 +40,10 @@ def describe(splits: Splits) -> dict[str, Any]:
     }
 
 
-def check_source(config: DataConfig) -> list[str]:
+def check_source(config: DataConfig, progress: Progress | None = None) -> list[str]:
     """What is wrong with the data of `config`, one sentence each. Decodes every image and writes no cache."""
     try:
-        _check(config)
+        _check(config, progress)
     except DataProblems as error:
         return list(error.problems)
     except (InputError, CorruptError) as error:
@@ -51,12 +51,12 @@ def check_source(config: DataConfig) -> list[str]:
     return []
 
 
-def _check(config: DataConfig) -> None:
+def _check(config: DataConfig, progress: Progress | None) -> None:
     if config.kind == "digits":
         partition("digits", {"train": load_digits()[1]}, CLASS_NAMES, config)
         return
     source = scan(config)
-    converted = convert(source, config, discard)
+    converted = convert(source, config, discard, progress)
     partition(source.title, converted.labels, converted.class_names, config)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from phalanx.data.cache import load_cached
 from phalanx.data.config import DataConfig
+from phalanx.data.convert import Progress
 from phalanx.data.digits import CLASS_NAMES, LEVELS, load_digits
 from phalanx.data.folder import scan_folder
 from phalanx.data.parquet import scan_parquet
@@ -31,15 +32,16 @@ class _Raw:
     notes: tuple[str, ...] = ()
 
 
-def load_data(config: DataConfig | str = "digits", **overrides: Any) -> Splits:
+def load_data(config: DataConfig | str = "digits", *, progress: Progress | None = None, **overrides: Any) -> Splits:
     """The training, validation and test images that `config` (or a source's name) asks for.
 
-    `overrides` are fields of `DataConfig`: `load_data("folder:flowers", size=32)`.
+    `overrides` are fields of `DataConfig`: `load_data("folder:flowers", size=32)`. `progress` hears of each image that
+    is decoded for the first time.
     Raises InputError for a mistake in the configuration or in the data, CorruptError if the pinned digits are
     damaged, DiskError if the cache cannot be written.
     """
     config = resolve(config, overrides)
-    raw = _read(config)
+    raw = _read(config, progress)
     labels = {name: images.labels for name, images in raw.splits.items()}
     for name, values in labels.items():
         check_labels(f"{raw.title}: {name}", values, len(raw.class_names))
@@ -79,12 +81,12 @@ def scan(config: DataConfig) -> Source:
         ) from None
 
 
-def _read(config: DataConfig) -> _Raw:
+def _read(config: DataConfig, progress: Progress | None) -> _Raw:
     if config.kind == "digits":
         pixels, labels = load_digits()
         return _Raw("digits", {"train": ImageSet(pixels, labels, _ids(0, len(labels)), LEVELS)}, CLASS_NAMES)
     source = scan(config)
-    cached = load_cached(source, config)
+    cached = load_cached(source, config, progress)
     splits, start = {}, 0
     for name, pixels in cached.pixels.items():
         splits[name] = ImageSet(pixels, cached.labels[name], _ids(start, len(pixels)), 255)

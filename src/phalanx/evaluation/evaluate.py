@@ -21,11 +21,11 @@ from phalanx import __version__
 from phalanx.attacks import Attack, AttackResult
 from phalanx.data import Batch, ImageSet
 from phalanx.evaluation.protocols import Member, Protocol
-from phalanx.nn import exact_fp32, frozen, preserved_rng
+from phalanx.nn import exact_fp32, frozen, preserved_rng, spec_of
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import load_per_expert, routed
 from phalanx.runs import Binding, Ledger, Summary, Verdict, summarise
-from phalanx.runs.canonical import sha256_json
+from phalanx.runs.canonical import canonical_json, sha256_json
 from phalanx.runs.verdict import CLEAN
 from phalanx.threat import ThreatModel
 
@@ -110,13 +110,16 @@ class _Memory:
 
 
 def model_sha256(model: Model) -> str:
-    """Identifies what is evaluated: names, shapes and bytes of all weights and buffers.
+    """Identifies what is evaluated: how it was built, the kind of every submodule, all weights and buffers.
 
     A callable that is no module is known by its name alone: its ledger cannot tell two versions of it apart.
     """
     if not isinstance(model, nn.Module):
         return sha256_json({"callable": getattr(model, "__qualname__", type(model).__qualname__)})
-    digest = hashlib.sha256(type(model).__qualname__.encode())
+    spec = spec_of(model)
+    # the same weights under another top_k, temperature or activation are another model
+    kinds = {name: type(module).__qualname__ for name, module in model.named_modules()}
+    digest = hashlib.sha256(canonical_json({"spec": None if spec is None else spec.to_json(), "modules": kinds}))
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from phalanx.attacks import FGSM, OBJECTIVES, PGD, Attack
+from phalanx.attacks import FGSM, PGD, Attack
 from phalanx.errors import InputError
 from phalanx.threat import ThreatModel
 
-_PGD = re.compile(r"pgd-(\d{1,6})(?:x(\d{1,4}))?")
+_ATTACK = re.compile(r"(?:fgsm|pgd-([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,3}))?)(-margin)?")
 
 GRAMMAR = "fgsm, pgd-STEPS or pgd-STEPSxRESTARTS, each with -margin for the margin objective, joined by commas"
 
@@ -32,17 +32,14 @@ class Protocol:
 
 
 def _attack(name: str) -> Attack | None:
-    base, _, suffix = name.partition("-margin")
-    objective = "margin" if name.endswith("-margin") and not suffix else "cross_entropy"
-    found = _PGD.fullmatch(base)
-    if found and int(found[1]) and int(found[2] or 1):
-        attack: Attack = PGD(steps=int(found[1]), restarts=int(found[2] or 1))
-    elif base == "fgsm":
-        attack = FGSM()
-    else:
+    found = _ATTACK.fullmatch(name)
+    if found is None:
         return None
-    OBJECTIVES.check(objective)
-    return replace(attack, objective=objective) if not suffix else None
+    steps, restarts, margin = found.groups()
+    objective = "margin" if margin else "cross_entropy"
+    if steps is None:
+        return FGSM(objective=objective)
+    return PGD(steps=int(steps), restarts=int(restarts or 1), objective=objective)
 
 
 def protocol(name: str, threat: ThreatModel) -> Protocol:

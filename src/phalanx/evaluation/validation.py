@@ -18,7 +18,8 @@ def validation(
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function of the model: {"n", "accuracy", "robust_accuracy"} on `images` under `attack`.
 
-    Every call uses the same random numbers, so differences between epochs are the model's.
+    Every call uses the same random numbers, so differences between epochs are the model's. An image that gets a
+    non-finite answer, clean or attacked, counts in neither accuracy.
     """
     if not len(images):
         raise InputError("the validation split is empty; raise data.val_fraction")
@@ -28,9 +29,8 @@ def validation(
         correct = robust = 0
         for batch in images.batches(batch_size, device):
             result = attack.run(model, batch.x, batch.y, rng=SampleRng(seed, batch.ids))
-            fine = ~(result.broken | result.invalid)
-            correct += int((result.clean_predicted == batch.y).sum())
-            robust += int(fine.sum())
+            correct += int(((result.clean_predicted == batch.y) & ~result.invalid).sum())
+            robust += int((~(result.broken | result.invalid)).sum())
         n = len(images)
         return {"n": n, "accuracy": correct / n, "robust_accuracy": robust / n}
 

@@ -19,6 +19,8 @@ EXPERTS: dict[str, Callable[..., nn.Module]] = {"mlp": mlp, "resnet18": resnet18
 
 def _own_factory(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
+    if not module_name or module_name.startswith("."):
+        raise InputError(f"expert {name!r} must be 'module:factory' with the module's full name")
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except ImportError as error:
@@ -38,6 +40,16 @@ def _check_options(name: str, builder: Callable[..., nn.Module], options: dict[s
     for key in options:
         if key not in known:
             raise InputError(f"expert {name!r} has no option {key!r}; it has {', '.join(known) or 'none'}")
+
+
+def _check_arguments(name: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> None:
+    try:
+        inspect.signature(factory).bind(**arguments)
+    except TypeError as error:
+        raise InputError(
+            f"expert {name!r} is called with {', '.join(arguments)}, which it does not take: {error}; "
+            "it must be a function of num_classes, image_size, channels and its own options"
+        ) from None
 
 
 def build_expert(
@@ -60,10 +72,15 @@ def build_expert(
 
     Raises InputError for an unknown name, option or factory.
     """
+    for field, values in (("mean", mean), ("std", std)):
+        if values is not None and len(values) != channels:
+            raise InputError(f"{field} must hold one value for each of {channels} channels, got {len(values)}")
     normalize = Normalize(mean or (0.5,) * channels, std or (0.25,) * channels)
     shape = {"num_classes": num_classes, "image_size": image_size, "channels": channels}
     if ":" in name:
-        network = _own_factory(name)(**shape, **options)
+        factory = _own_factory(name)
+        _check_arguments(name, factory, {**shape, **options})
+        network = factory(**shape, **options)
         if not isinstance(network, nn.Module):
             raise InputError(f"expert {name!r} must return a torch.nn.Module, got {type(network).__name__}")
         expert: nn.Module = nn.Sequential(normalize, network)

@@ -26,7 +26,7 @@ class BasicBlock(nn.Module):
 
 
 def resnet18(normalize: Normalize, *, num_classes: int, image_size: int, channels: int, width: int = 64) -> nn.Module:
-    """11.17 M parameters and 0.556 G multiply-adds at width 64, 32x32x3 and 10 classes; stages of width
+    """11.17 M parameters and 0.555 G multiply-adds at width 64, 32x32x3 and 10 classes; stages of width
     (1, 2, 4, 8) x `width`. Global average pooling makes it independent of `image_size`."""
     del image_size
     layers: list[nn.Module] = [normalize, ConvBN(channels, width), nn.ReLU()]

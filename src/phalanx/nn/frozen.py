@@ -9,6 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
+# the older allow_tf32 flags raise once the caller has set any of these, and know nothing of the CPU's bf16
+_BACKENDS: Any = torch.backends
+_FP32_BACKENDS = (
+    _BACKENDS.cuda.matmul,
+    _BACKENDS.cudnn.conv,
+    _BACKENDS.cudnn.rnn,
+    _BACKENDS.mkldnn.matmul,
+    _BACKENDS.mkldnn.conv,
+    _BACKENDS.mkldnn.rnn,
+)
+
 
 @contextmanager
 def frozen(model: Callable[..., Any]) -> Iterator[None]:
@@ -37,7 +48,7 @@ def frozen(model: Callable[..., Any]) -> Iterator[None]:
 
 @contextmanager
 def preserved_rng() -> Iterator[None]:
-    """Torch's global random state (CPU and the CUDA devices in use) is the same after as before."""
+    """Torch's global random state (CPU and every visible CUDA device) is the same after as before."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
         yield
@@ -45,11 +56,13 @@ def preserved_rng() -> Iterator[None]:
 
 @contextmanager
 def exact_fp32() -> Iterator[None]:
-    """Autocast and TF32 off: what verdicts and the search for them are computed in."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    """Autocast, TF32 and bf16 matrix products off: what verdicts and the search for them are computed in."""
+    before = [(backend, backend.fp32_precision) for backend in _FP32_BACKENDS]
     try:
+        for backend in _FP32_BACKENDS:
+            backend.fp32_precision = "ieee"
         with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
             yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+        for backend, precision in before:
+            backend.fp32_precision = precision

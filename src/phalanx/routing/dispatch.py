@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.routing.route import Route
+from phalanx.routing.stats import assignment_counts
 
 MIN_BATCHNORM_GROUP = 8
 """A training group smaller than this is normalised by the running statistics and leaves them alone: the mean and
@@ -57,11 +58,14 @@ def dispatch(experts: Sequence[nn.Module], x: Tensor, route: Route) -> Tensor:
         return _all_experts(experts, x, route)
     assignment_A = route.experts.flatten()
     order_A = assignment_A.argsort(stable=True)
-    sizes = torch.bincount(assignment_A, minlength=len(experts)).tolist()
+    sizes = assignment_counts(route.experts, len(experts)).tolist()
     sources_A = order_A if selected == 1 else order_A // selected
     groups = torch.split(x.index_select(0, sources_A), sizes)
     outputs = [_run(expert, group) for expert, group in zip(experts, groups, strict=True) if len(group)]
+    if not outputs:
+        outputs = [_run(experts[0], x)]
     back_A = torch.empty_like(order_A)
     back_A[order_A] = torch.arange(len(order_A), device=order_A.device)
-    outputs_BKC = torch.cat(outputs).index_select(0, back_A).reshape(len(x), selected, -1)
+    outputs_AC = torch.cat(outputs).index_select(0, back_A)
+    outputs_BKC = outputs_AC.reshape(len(x), selected, *outputs_AC.shape[1:])
     return (route.weights[..., None] * outputs_BKC).sum(1)

@@ -40,6 +40,10 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         if not experts:
             raise ValueError("experts must hold at least one network, got none")
+        if len({id(expert) for expert in experts}) < len(experts):
+            raise ValueError(
+                f"experts must be {len(experts)} different networks, got one of them twice; build each anew"
+            )
         if router is None and len(experts) > 1:
             raise ValueError(f"router must be given for {len(experts)} experts, got None")
         if temperature <= 0:
@@ -69,8 +73,16 @@ class MixtureOfExperts(nn.Module):
             )
 
     def gate(self, x: Tensor) -> Route:
-        """The route of images (B, C, H, W), without running an expert."""
+        """The route of images (B, C, H, W), without running an expert.
+
+        Raises ValueError unless the router answers with one score for each expert.
+        """
         scores = x.new_zeros(len(x), 1) if self.router is None else self.router(x)
+        if scores.shape != (len(x), len(self.experts)):
+            raise ValueError(
+                f"router must answer with scores ({len(x)}, {len(self.experts)}), one for each expert, "
+                f"got shape {tuple(scores.shape)}; build it with num_experts={len(self.experts)}"
+            )
         return gate(scores, self.top_k, self.temperature)
 
     def routed(self, x: Tensor, route: RouteTree | None = None) -> Routed:

@@ -10,9 +10,14 @@ from torch import Tensor
 from phalanx.routing.route import Route, RouteTree, leaves
 
 
+def assignment_counts(experts_BK: Tensor, num_experts: int) -> Tensor:
+    """(E,) int64: how many of the selections (B, K) went to each expert; no device-to-host wait, unlike bincount."""
+    experts_E1 = torch.arange(num_experts, device=experts_BK.device)[:, None]
+    return (experts_BK.flatten() == experts_E1).sum(1)
+
+
 def _share(leaf: Route) -> Tensor:
-    counts = torch.bincount(leaf.experts.flatten(), minlength=leaf.num_experts)
-    return counts.to(leaf.scores.dtype) / leaf.experts.numel()
+    return assignment_counts(leaf.experts, leaf.num_experts).to(leaf.scores.dtype) / leaf.experts.numel()
 
 
 def load_per_expert(tree: RouteTree) -> list[Tensor]:

@@ -71,9 +71,10 @@ class Summary:
     """Samples."""
     clean_correct: int
     robust: int
-    """Samples right on clean input of which no row is broken, invalid or timed out."""
+    """Samples right on clean input that every attack of these rows has tried and none has broken, found invalid or left
+    unfinished."""
     incomplete: int
-    """Of the robust ones, those that some attack of this ledger has not tried yet."""
+    """Samples nothing has broken yet, which some attack has still to try: not counted as robust."""
     attacks: tuple[AttackSummary, ...]
     """By attack and surface, sorted; without the clean rows."""
 
@@ -139,12 +140,13 @@ def summarise(rows: Iterable[Verdict]) -> Summary:
     samples = _by_sample(rows)
     correct = {sample: _outcomes(found) for sample, found in samples.items() if _is_clean_correct(found)}
     keys = sorted({(row.attack, row.surface) for found in samples.values() for row in found if row.attack != CLEAN})
-    robust = [outcomes for outcomes in correct.values() if all(outcome == "held" for outcome in outcomes.values())]
+    standing = [outcomes for outcomes in correct.values() if all(outcome == "held" for outcome in outcomes.values())]
+    incomplete = sum(len(outcomes) < len(keys) for outcomes in standing)
     return Summary(
         n=len(samples),
         clean_correct=len(correct),
-        robust=len(robust),
-        incomplete=sum(len(outcomes) < len(keys) for outcomes in robust),
+        robust=len(standing) - incomplete,
+        incomplete=incomplete,
         attacks=tuple(_summarise_attack(key, correct.values(), len(samples)) for key in keys),
     )
 

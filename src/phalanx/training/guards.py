@@ -48,7 +48,8 @@ class GradientWatch:
     """Counts, per player, the updates in a row that gave no gradient at all."""
 
     def __init__(self) -> None:
-        self._silent: dict[str, int] = {}
+        self.silent: dict[str, int] = {}
+        """Exactly zero gradients in a row, by player; part of a checkpoint."""
 
     def check(self, step: int, norms: Mapping[str, float | None]) -> None:
         """`norms` of the players that are about to move; None where no parameter has a gradient.
@@ -61,8 +62,8 @@ class GradientWatch:
                     f"step {step}: {player} gets no gradient (None for every parameter), so it would stay at its "
                     "initial weights; give it a path to the loss, or declare it frozen (model.router.train=false)"
                 )
-            silent = self._silent.get(player, 0) + 1 if norm == 0 else 0
-            self._silent[player] = silent
+            silent = self.silent.get(player, 0) + 1 if norm == 0 else 0
+            self.silent[player] = silent
             if silent >= SILENT_STEPS:
                 raise NoGradientError(
                     f"step {step}: the gradient of {player} has been exactly zero for {SILENT_STEPS} updates; "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.data import Loader, Splits
-from phalanx.errors import CorruptError, InputError, Interrupted
+from phalanx.errors import CorruptError, DivergedError, InputError, Interrupted
 from phalanx.methods.base import Method, Update
 from phalanx.nn import preserved_rng
 from phalanx.rng import Rng, derive_seed
@@ -127,6 +127,15 @@ def _determinism() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
+@contextmanager
+def _naming_step(done: int) -> Iterator[None]:
+    """A save that refuses non-finite numbers, such as running statistics that no training pass reads, says when."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DivergedError(f"training diverged at step {max(done - 1, 0)}: {error}") from error
+
+
 class _Run:
     """One run in progress."""
 
@@ -210,7 +219,7 @@ class _Run:
         # backward runs in the precision the forward chose
         with torch.autocast(self.device.type, enabled=False):
             loss.value.backward()  # type: ignore[no-untyped-call]
-            self._check(loss.value, loss.logs, names, step)
+            self._check(loss.value, {**update.logs, **loss.logs}, names, step)
             self._move(names, factor)
         self.state.meters.add({"loss": loss.value.detach(), **update.logs, **loss.logs}, player=update.player)
 
@@ -265,11 +274,8 @@ class _Run:
         score = (numbers[self.config.select], numbers[other])
         if state.best is None or score >= state.best.score:
             state.best = Best(score, epoch)
-            save_tensors(
-                self.folder.resolve(BEST_NAME),
-                dict(state.deployed.state_dict()),
-                {"epoch": str(epoch), "weights": "best"},
-            )
+            with _naming_step(state.step):
+                save_tensors(self.folder.resolve(BEST_NAME), dict(state.deployed.state_dict()), {})
 
     # -- saving and resuming -------------------------------------------------------------------------------------
 
@@ -287,9 +293,11 @@ class _Run:
             "method": self.method.state_dict(),
             "meters": state.meters.state_dict(),
             "best": None if state.best is None else [list(state.best.score), state.best.epoch],
+            "silent": dict(self.watch.silent),
             "metrics": {"bytes": offset, "sha256": self.log.digest(offset)},
         }
-        save_checkpoint(self.folder.resolve(CHECKPOINTS_NAME), state.step, tensors, saved)
+        with _naming_step(state.step):
+            save_checkpoint(self.folder.resolve(CHECKPOINTS_NAME), state.step, tensors, saved)
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -310,12 +318,19 @@ class _Run:
         if self.log.digest(offset) != sha256:
             raise CorruptError(f"{self.log.path} does not match its checkpoint: expected sha256 {sha256}; start afresh")
         state.step = checkpoint.step
-        state.model.load_state_dict(checkpoint.tensors["model"])
+        try:
+            state.model.load_state_dict(checkpoint.tensors["model"])
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise InputError(
+                f"the checkpoint in {self.folder.path} is of another model: {reason}; give the one it was begun with"
+            ) from None
         if state.average is not None:
             state.average.model.load_state_dict(checkpoint.tensors["ema"])
         load_optimizer_tensors(state.optimizers, checkpoint.tensors["optimizer"])
         self.method.load_state_dict(saved["method"])
         state.meters = Meters.from_state(saved["meters"])
+        self.watch.silent = {str(player): int(count) for player, count in saved["silent"].items()}
         if saved["best"] is not None:
             score, epoch = saved["best"]
             state.best = Best((float(score[0]), float(score[1])), int(epoch))
@@ -324,9 +339,6 @@ class _Run:
         """Writes the last weights; the deployed model."""
         self.save()
         deployed = self.state.deployed.eval()
-        save_tensors(
-            self.folder.resolve(LAST_NAME),
-            dict(deployed.state_dict()),
-            {"epoch": str(self.config.epochs), "weights": "last"},
-        )
+        # no metadata: safetensors writes several keys in a random order, and equal runs must be equal bytes
+        save_tensors(self.folder.resolve(LAST_NAME), dict(deployed.state_dict()), {})
         return deployed

@@ -1,0 +1,15 @@
+"""From run folders to what people read: a table in the terminal, table.json, and one self-contained HTML page.
+
+Everything goes one way: `build_page` reads the folders into a `Page` of plain values, and the outputs read nothing
+but the page. Free of torch.
+"""
+
+from __future__ import annotations
+
+from phalanx.report.build import RowSource, build_page
+from phalanx.report.files import write_report
+from phalanx.report.html import render_html
+from phalanx.report.page import Page
+from phalanx.report.tables import terminal_table, to_json
+
+__all__ = ["Page", "RowSource", "build_page", "render_html", "terminal_table", "to_json", "write_report"]

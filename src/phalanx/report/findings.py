@@ -1,0 +1,186 @@
+"""What the numbers say, what they do not say, and what went wrong: as sentences, derived from the page's values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from phalanx.report.page import Attack, Notice, Rate, Row
+from phalanx.report.words import bounds, listed, percent, plural
+from phalanx.runs import AttackSummary
+
+SMALL_N = 1000
+"""Below this many images the interval of an accuracy spans more than 6 points in the middle."""
+
+ZERO_GRADIENT_ALARM = 0.05
+"""A larger share of images without any gradient: the training attack is blind on them."""
+
+_TOLD_ROWS = 3
+_AUTOATTACK_PARTS = frozenset({"apgd", "fab", "square"})
+_GENERAL_OBJECTIVES = frozenset({"cross_entropy", "margin", "dlr"})
+
+
+# -- what was found ------------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row], attacks: Sequence[Attack]) -> tuple[str, ...]:
+    """What was trained, how accurate it is, and how robust under what. Many rows: only the most robust is told."""
+    told = rows if len(rows) <= _TOLD_ROWS else [max(rows, key=lambda row: row.worst.share if row.worst else -1.0)]
+    trained = [f"{row.label} ({_architecture(row)}, trained with method {row.method})" for row in told]
+    if len(told) == len(rows):
+        first = f"{_models(len(rows))} on {_data_names(rows)}: {listed(trained)}."
+    else:
+        first = f"{_models(len(rows))} on {_data_names(rows)}; the most robust of them is {trained[0]}."
+    return first, *(_accuracy(row, attacks) for row in told)
+
+
+def _models(count: int) -> str:
+    return "One model was evaluated" if count == 1 else f"{count} models were evaluated"
+
+
+def _data_names(rows: Sequence[Row]) -> str:
+    names = dict.fromkeys(str(row.data["evaluated on"] or row.data["trained on"]) for row in rows)
+    return listed(list(names))
+
+
+def _architecture(row: Row) -> str:
+    size = f"{row.parameters:,} parameters"
+    if row.experts == 1:
+        return f"a single {row.expert}, {size}"
+    chosen = "all of which answer" if row.top_k in ("all", row.experts) else f"{row.top_k} of which answers"
+    if isinstance(row.top_k, int) and 1 < row.top_k < row.experts:
+        chosen = f"{row.top_k} of which answer"
+    return f"{row.experts} {row.expert} experts, {chosen} each image, {size}"
+
+
+def _accuracy(row: Row, attacks: Sequence[Attack]) -> str:
+    clean = f"Of {plural(row.n, 'image')}, {row.label} classifies {_rate(row.clean)} correctly when they are clean"
+    if row.worst is None:
+        return f"{clean}; it has not been attacked."
+    faced = [attack for attack, done in zip(attacks, row.attacks, strict=True) if done]
+    threats = listed(list(dict.fromkeys(attack.threat for attack in faced)))
+    names = listed([attack.label for attack in faced])
+    under = f"under {names}" if len(faced) == 1 else f"in the worst case over {names}"
+    return f"{clean} and {_rate(row.worst)} {under} ({threats})."
+
+
+def _rate(rate: Rate) -> str:
+    return f"{percent(rate.share)} % {bounds(rate)}"
+
+
+# -- what to distrust ----------------------------------------------------------------------------------------------
+
+
+def caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> tuple[str, ...]:
+    """What the numbers do not show: attacks that were not run, too few images or seeds, rows that do not compare."""
+    return (*_attack_caveats(rows, attacks), *_sample_caveats(rows), *_comparison_caveats(rows))
+
+
+def _attack_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[str]:
+    if not attacks:
+        yield "No attack has been run: nothing here says anything about robustness."
+        return
+    families = list(dict.fromkeys(str(attack.spec.get("attack", attack.name)) for attack in attacks))
+    folded = {family.casefold() for family in families}
+    if "autoattack" not in folded and not folded >= _AUTOATTACK_PARTS:
+        yield (
+            f"Only {listed(families)} {'has' if len(families) == 1 else 'have'} been run, no AutoAttack: "
+            "each robust accuracy is an upper bound, and a stronger attack may lower it."
+        )
+    if any(row.experts > 1 for row in rows) and not any(_aims_at_routing(attack) for attack in attacks):
+        yield "No routing-aware attack has been run, though a router is one more part that can be fooled."
+    if all(attack.spec.get("restarts", 1) == 1 for attack in attacks):
+        yield "Every attack started once per image; restarts may break more."
+
+
+def _aims_at_routing(attack: Attack) -> bool:
+    return attack.surface != "whole" or attack.spec.get("objective", "margin") not in _GENERAL_OBJECTIVES
+
+
+def _sample_caveats(rows: Sequence[Row]) -> Iterator[str]:
+    n = min(row.n for row in rows)
+    if n < SMALL_N:
+        width = max(high - low for row in rows for low, high in (rate.interval for rate in _rates(row)))
+        yield (
+            f"{plural(n, 'image')} {'is' if n == 1 else 'are'} few: the 95 % intervals are up to {percent(width)} "
+            "points wide, and smaller differences may be chance."
+        )
+    yield "Each row is one training run with one seed: the intervals do not hold the spread between seeds."
+
+
+def _rates(row: Row) -> list[Rate]:
+    return [row.clean, *(Rate(attack.held, attack.n) for attack in row.attacks if attack)]
+
+
+def _comparison_caveats(rows: Sequence[Row]) -> Iterator[str]:
+    if len({row.data["evaluated images (sha256)"] for row in rows}) > 1:
+        yield "The rows were evaluated on different images, so their accuracies do not compare directly."
+    if len({(row.measurement["norm"], row.measurement["eps"]) for row in rows}) > 1:
+        yield "The rows were attacked within different budgets, so their robust accuracies do not compare."
+    if len({row.worst is None for row in rows}) > 1 or len({_faced(row) for row in rows}) > 1:
+        yield "Not every row faced every attack, so the worst cases do not compare."
+
+
+def _faced(row: Row) -> tuple[bool, ...]:
+    return tuple(attack is not None for attack in row.attacks)
+
+
+# -- what went wrong -----------------------------------------------------------------------------------------------
+
+
+def training_notices(row: Row, metrics: Sequence[Mapping[str, Any]]) -> Iterator[Notice]:
+    """Alarms of the training run, each kind once, and a run that did not end."""
+    if row.status != "finished":
+        yield Notice("incomplete", row.label, f"Training did not end: the run is {row.status}.")
+    alarms: dict[str, list[str]] = {}
+    for record in metrics:
+        if record.get("kind") == "alarm":
+            alarms.setdefault(str(record.get("alarm")), []).append(str(record.get("message")))
+    for messages in alarms.values():
+        repeated = f" (raised in {len(messages)} epochs, first shown)" if len(messages) > 1 else ""
+        yield Notice("alarm", row.label, _sentence(messages[0]) + repeated)
+    blind = max((point.zero_gradient or 0.0 for point in row.curves.train), default=0.0)
+    if blind > ZERO_GRADIENT_ALARM:
+        yield Notice(
+            "alarm",
+            row.label,
+            f"The training attack had no gradient on up to {percent(blind)} % of an epoch's images: gradients may be "
+            "masked, and the robust accuracy too high.",
+        )
+
+
+def evaluation_notices(row: Row, planned: int | None) -> Iterator[Notice]:
+    """Verdicts that are not finite, and whatever of the evaluation is missing; `planned` images, None if unknown."""
+    if row.clean_invalid:
+        yield Notice("invalid", row.label, f"{_non_finite(row.clean_invalid)} to clean images; never counted as right.")
+    if planned is None:
+        yield Notice(
+            "incomplete",
+            row.label,
+            f"The evaluation did not end: the numbers are of the {plural(row.n, 'image')} judged so far.",
+        )
+    elif row.n < planned:
+        yield Notice("incomplete", row.label, f"Only {row.n:,} of {plural(planned, 'image')} were judged.")
+    for attack in filter(None, row.attacks):
+        yield from _attack_notices(row, attack)
+
+
+def _attack_notices(row: Row, attack: AttackSummary) -> Iterator[Notice]:
+    if attack.invalid:
+        text = f"{_non_finite(attack.invalid)} under {attack.attack}; never counted as robust."
+        yield Notice("invalid", row.label, text)
+    for count, what in ((attack.untried, "were not attacked by"), (attack.timeout, "ran out of time under")):
+        if count:
+            text = (
+                f"{count:,} of {plural(row.clean.held, 'correctly classified image')} {what} {attack.attack} "
+                "and are not counted as robust."
+            )
+            yield Notice("incomplete", row.label, text)
+
+
+def _non_finite(count: int) -> str:
+    return plural(count, "answer was not a finite number", "answers were not finite numbers")
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
