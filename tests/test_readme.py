@@ -60,7 +60,7 @@ def test_commands(page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     (block,) = _blocks(ROOT / "README.md", "python")
-    exec(compile(block.replace("epochs=30", "epochs=1"), "README.md", "exec"), {})
+    exec(compile(block.replace("epochs=30", "epochs=1"), "README.md", "exec"), {})  # noqa: S102
     assert re.search(r"SA .*% \[.*RA .*% \[.* under pgd-50, Linf 3/16, n = 449", capsys.readouterr().out)
 
 
