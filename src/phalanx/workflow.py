@@ -171,7 +171,11 @@ def train_run(config: RunConfig, folder: Path, reporter: Reporter | None = None)
 
 def prepare_run(config: RunConfig, device: torch.device, reporter: Reporter | None = None) -> Trained:
     """Data, model, method and validation of a recipe. Raises InputError for whatever does not fit together."""
-    validating = protocol(config.validation.protocol, config.threat).members[0]
+    validating, *more = protocol(config.validation.protocol, config.threat).members
+    if more:
+        raise InputError(
+            f"validation.protocol must be one attack, got {config.validation.protocol!r}, which is several"
+        )
     protocol(config.evaluation.protocol, config.threat)
     data = load_data(config.data, progress=None if reporter is None else reporter.progress)
     if config.training.batch_size > len(data.train):

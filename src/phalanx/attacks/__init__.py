@@ -8,11 +8,12 @@ from phalanx.attacks.base import Attack, AttackResult
 from phalanx.attacks.fgsm import FGSM
 from phalanx.attacks.objectives import OBJECTIVES
 from phalanx.attacks.pgd import PGD
+from phalanx.attacks.routing_attacks import RouteSteering
 from phalanx.attacks.surfaces import SURFACES
 from phalanx.attacks.target import Climb, Target
 from phalanx.attacks.tracker import Found, Tracker
 
-AnyAttack = Annotated[FGSM | PGD, Field(discriminator="name")]
+AnyAttack = Annotated[FGSM | PGD | RouteSteering, Field(discriminator="name")]
 """The attacks a recipe can name."""
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "AttackResult",
     "Climb",
     "Found",
+    "RouteSteering",
     "Target",
     "Tracker",
 ]

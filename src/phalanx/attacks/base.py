@@ -120,9 +120,9 @@ class Attack(ABC):
     norm: Norm | None = None
     """"Linf", "L2" or "L1"; inside a recipe, by default the recipe's threat, else Linf."""
     objective: str = "cross_entropy"
-    """What is climbed: "cross_entropy" or "margin"."""
+    """What is climbed: "cross_entropy", "margin", or "steer" on a surface "expert-J"."""
     surface: str = "whole"
-    """Which part of the model is differentiated: "whole"."""
+    """Which part of the model is differentiated: "whole", "pinned", "experts", "router", "dense" or "expert-J"."""
     targeted: bool = False
     """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label. Any wrong
     answer still counts as broken, and ends the search where samples are dropped early."""
@@ -162,12 +162,16 @@ class Attack(ABC):
     def gradient_steps(self) -> int:
         """Steps over all restarts."""
 
+    @property
+    def reads_clean_pass(self) -> bool:
+        """Whether the search needs the surface's pass on the clean images, one forward."""
+        return SURFACES.needs_clean_pass(self.surface) or OBJECTIVES.needs_clean_pass(self.objective)
+
     def _target(
         self, model: Model, search: Model, x: Tensor, y: Tensor, wanted: Tensor | None, *, judged: bool
     ) -> Target:
         target = Target(model, search, self.surface, self.objective, x, y, judged=judged)
-        reads_clean = SURFACES.needs_clean_pass(self.surface) or OBJECTIVES.needs_clean_pass(self.objective)
-        if not (reads_clean or (self.targeted and wanted is None)):
+        if not (self.reads_clean_pass or (self.targeted and wanted is None)):
             return replace(target, wanted=wanted)
         with torch.no_grad():
             clean = routed(search, x)

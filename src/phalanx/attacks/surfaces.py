@@ -1,7 +1,10 @@
-"""Which part of the model an attack differentiates: functions (model, attacked images, images, clean pass) -> Routed.
+"""Which part of the model an attack differentiates: functions (model, attacked x', images x, clean pass) -> Routed.
 
-Registered by name. Whatever surface found it, a perturbation is judged on the whole real model.
+Registered by name. Whatever surface found it, a perturbation is judged on the whole real model. On a model without a
+route every surface is the whole model.
 """
+
+# B batch, E experts, K selected
 
 from __future__ import annotations
 
@@ -11,16 +14,70 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from phalanx.attacks.registry import Registry
-from phalanx.routing import Routed, routed
+from phalanx.routing import Routed, RoutedModel, dense, only, pin, routed
 
 Model: TypeAlias = Callable[[Tensor], Any]
 Surface: TypeAlias = Callable[[Model, Tensor, Tensor, Routed | None], Routed]
 
 SURFACES: Registry[Surface] = Registry("surface")
 
+DEPLOYED = frozenset({"whole", "pinned"})
+"""Surfaces whose logits are the deployed model's own; they differ in their gradient."""
+
 
 @SURFACES.register("whole")
 def whole(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
-    """The deployed model: routed(x'), gate and experts together."""
+    """The deployed model: routed(x'), gate and experts together (the papers' RA)."""
     del x, clean
     return routed(model, x_adv)
+
+
+@SURFACES.register("pinned")
+def pinned(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """routed(x', pin(gate(x'))): the deployed forward pass without the gate's gradient.
+
+    A top-1 gate's gradient, 1 + p - stopgrad(p), is an invention of training: the forward value is constant. Following
+    it misleads an attack as often as it helps, so both are tried.
+    """
+    if not isinstance(model, RoutedModel):
+        return whole(model, x_adv, x, clean)
+    return model.routed(x_adv, pin(model.gate(x_adv)))
+
+
+@SURFACES.register("experts", clean_pass=True)
+def experts(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """routed(x', gate(x)): the route stays that of the clean image (RA-E)."""
+    if not isinstance(model, RoutedModel) or clean is None or clean.route is None:
+        return whole(model, x_adv, x, clean)
+    return model.routed(x_adv, pin(clean.route))
+
+
+@SURFACES.register("router")
+def router(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """routed(x, soft(gate(x'))): the experts see the clean image, only the route is attacked (RA-R).
+
+    The weights are softened: a hard route would have no gradient.
+    """
+    if not isinstance(model, RoutedModel):
+        return whole(model, x_adv, x, clean)
+    return model.routed(x, dense(model.gate(x_adv)))
+
+
+@SURFACES.register("dense")
+def dense_surrogate(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """routed(x', dense(gate(x'))): all experts under softmax weights, a smooth stand-in (the "smooth attack")."""
+    if not isinstance(model, RoutedModel):
+        return whole(model, x_adv, x, clean)
+    return model.routed(x_adv, dense(model.gate(x_adv)))
+
+
+@SURFACES.register_family("expert")
+def expert(number: int) -> Surface:
+    """routed(x', only(j)): expert j answers, wherever the image is sent; the scores at x' come along in the route."""
+
+    def surface(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+        if not isinstance(model, RoutedModel):
+            return whole(model, x_adv, x, clean)
+        return model.routed(x_adv, only(model.gate(x_adv), number))
+
+    return surface

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phalanx.attacks.objectives import OBJECTIVES
-from phalanx.attacks.surfaces import SURFACES, Model
+from phalanx.attacks.surfaces import DEPLOYED, SURFACES, Model
 from phalanx.routing import Routed, routed, select
 
 
@@ -84,7 +84,7 @@ class Target:
     @property
     def surface_is_the_model(self) -> bool:
         """The attacked surface's logits are the real model's own: an error seen is an error."""
-        return self.surface == "whole" and self.search is self.model
+        return self.surface in DEPLOYED and self.search is self.model
 
     @torch.no_grad()
     def errors(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from phalanx.attacks.surfaces import DEPLOYED
 from phalanx.attacks.target import Climb, Target, errors_of
 
 Keep = Literal["best", "last"]
@@ -68,7 +69,7 @@ class Tracker:
         wrong, invalid = errors_of(climb.logits, alive.y)
         if alive.surface_is_the_model:
             return wrong, invalid
-        if alive.surface != "whole":
+        if alive.surface not in DEPLOYED:
             # another surface says little about the whole model: ask the judge at steps 0, 1, 2, 4, 8, ... and last
             if not final and step & (step - 1):
                 return torch.zeros_like(wrong), torch.zeros_like(invalid)

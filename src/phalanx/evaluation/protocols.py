@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import dataclass
 
-from phalanx.attacks import FGSM, PGD, Attack
+from phalanx.attacks import FGSM, PGD, SURFACES, Attack, RouteSteering
 from phalanx.errors import InputError
 from phalanx.threat import ThreatModel
 
-_ATTACK = re.compile(r"(?:fgsm|pgd-([1-9][0-9]{0,5})(?:x([1-9][0-9]{0,3}))?)(-margin)?")
+_STEPS = r"([1-9][0-9]{0,5})"
+_COUNT = r"(?:x([1-9][0-9]{0,3}))?"
+_ATTACK = re.compile(rf"(?:fgsm|pgd-{_STEPS}{_COUNT})(-margin)?(?:@([a-z]+(?:-[0-9]+)?))?")
+_STEERING = re.compile(rf"steer-{_STEPS}{_COUNT}")
+_ROUTING = re.compile(rf"routing-{_STEPS}")
 
-GRAMMAR = "fgsm, pgd-STEPS or pgd-STEPSxRESTARTS, each with -margin for the margin objective, joined by commas"
+GRAMMAR = (
+    "fgsm, pgd-STEPS or pgd-STEPSxRESTARTS, each with -margin for the margin objective and @SURFACE for a part of the "
+    "model, steer-STEPS or steer-STEPSxCLASSES, or routing-STEPS for all of a mixture's surfaces, joined by commas"
+)
 
 
 @dataclass(frozen=True)
@@ -32,23 +40,40 @@ class Protocol:
 
 
 def _attack(name: str) -> Attack | None:
+    if steering := _STEERING.fullmatch(name):
+        return RouteSteering(steps=int(steering[1]), classes=int(steering[2] or 0))
     found = _ATTACK.fullmatch(name)
     if found is None:
         return None
-    steps, restarts, margin = found.groups()
-    objective = "margin" if margin else "cross_entropy"
+    steps, restarts, margin, surface = found.groups()
+    objective, surface = "margin" if margin else "cross_entropy", surface or "whole"
+    try:
+        SURFACES.check(surface)
+    except ValueError as error:
+        raise InputError(f"protocol part {name!r}: {error}") from None
     if steps is None:
-        return FGSM(objective=objective)
-    return PGD(steps=int(steps), restarts=int(restarts or 1), objective=objective)
+        return FGSM(objective=objective, surface=surface)
+    return PGD(steps=int(steps), restarts=int(restarts or 1), objective=objective, surface=surface)
+
+
+def _expanded(part: str) -> list[str]:
+    """ "routing-50" is every surface of a mixture, with and without the gate's gradient, and route steering."""
+    routing = _ROUTING.fullmatch(part)
+    if routing is None:
+        return [part]
+    pgd = f"pgd-{routing[1]}"
+    surfaces = ("pinned", "experts", "router", "dense")
+    return [pgd, f"{pgd}-margin@pinned", *(f"{pgd}@{surface}" for surface in surfaces), f"steer-{routing[1]}"]
 
 
 def protocol(name: str, threat: ThreatModel) -> Protocol:
-    """The protocol a name such as "pgd-50", "pgd-50x10" or "fgsm,pgd-20-margin" stands for, under `threat`.
+    """The protocol that a name such as "pgd-50", "pgd-50x10@experts", "fgsm,steer-20" or "routing-50" stands for.
 
     Raises InputError naming the part that is not understood.
     """
     members: list[Member] = []
-    for part in (part.strip() for part in name.split(",")):
+    parts = itertools.chain.from_iterable(_expanded(part.strip()) for part in name.split(","))
+    for part in parts:
         attack = _attack(part)
         if attack is None:
             raise InputError(f"protocol has no attack {part!r}; write {GRAMMAR}; for example pgd-50")

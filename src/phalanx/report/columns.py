@@ -71,4 +71,5 @@ def _labels(attacks: Sequence[Faced]) -> list[str]:
 
 
 def _named(summary: AttackSummary) -> str:
-    return summary.attack if summary.surface == "whole" else f"{summary.attack} on {summary.surface}"
+    named = summary.surface == "whole" or summary.attack.endswith(f"@{summary.surface}")
+    return summary.attack if named else f"{summary.attack} on {summary.surface}"

@@ -1,0 +1,161 @@
+"""Surfaces of a routed model and route steering, on mixtures whose weakness is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phalanx.attacks import PGD, SURFACES, Found, RouteSteering
+from phalanx.attacks.objectives import OBJECTIVES, STEER_HINGE
+from phalanx.routing import MixtureOfExperts, Route, Routed, dense, only, pin
+
+# B batch, E experts, D pixels
+
+
+class Answers(nn.Module):
+    """An expert on images (B, 1, 1, D): logits read off fixed weights on the pixels."""
+
+    def __init__(self, weight_CD: list[list[float]]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(weight_CD, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.flatten(1) - 0.5) @ self.weight.T
+
+
+class Scores(Answers):
+    """A linear router."""
+
+
+@pytest.fixture
+def flawed() -> MixtureOfExperts:
+    """Pixel 0 decides the class, pixel 1 the route. Expert 0 answers right, expert 1 wrong, both with a wide margin.
+
+    Images have pixel 0 at .9 or .1 and pixel 1 at .56: the route's margin, .06, is 60 % of what eps = .1 can move.
+    """
+    right, wrong = [[-10.0, 0.0], [10.0, 0.0]], [[10.0, 0.0], [-10.0, 0.0]]
+    return MixtureOfExperts(Scores([[0.0, 1.0], [0.0, -1.0]]), [Answers(right), Answers(wrong)], top_k=1)
+
+
+X = torch.tensor([[0.9, 0.56], [0.1, 0.56], [0.9, 0.56], [0.1, 0.56]], dtype=torch.float64).reshape(4, 1, 1, 2)
+Y = torch.tensor([1, 0, 1, 0])
+
+
+def test_gradient_attacks_do_not_see_the_route_and_steering_does(
+    flawed: MixtureOfExperts,
+) -> None:
+    for surface in ("pinned", "experts"):
+        assert not PGD(eps=0.1, steps=50, surface=surface, random_start=False).run(flawed, X, Y).broken.any()
+    result = RouteSteering(eps=0.1, steps=10).run(flawed, X, Y)
+    assert result.broken.all() and result.flipped is not None and result.flipped.all()
+    # reached through the second expert, after ten steps on the first, but for the starts that lie beyond the boundary
+    assert (result.restart == 1).any() and (result.first_success[result.restart == 1] >= 10).all()
+
+
+def test_steering_cannot_reach_further_than_the_ball(flawed: MixtureOfExperts) -> None:
+    # the route turns at .5: .06 away
+    assert not RouteSteering(eps=0.059, steps=40).run(flawed, X, Y).broken.any()
+    assert RouteSteering(eps=0.061, steps=40).run(flawed, X, Y).broken.all()
+
+
+def test_steering_at_classes(flawed: MixtureOfExperts) -> None:
+    # two classes: one wrong class to aim at, however many are asked for
+    assert RouteSteering(eps=0.1, steps=10, classes=5).run(flawed, X, Y).broken.all()
+
+
+def test_steering_a_model_without_a_route_is_pgd_on_the_margin() -> None:
+    model = Answers([[-1.0, 0.0], [1.0, 0.0]])
+    steered = RouteSteering(eps=0.1, steps=5).run(model, X, Y)
+    plain = PGD(eps=0.1, steps=5, objective="margin").run(model, X, Y)
+    # the pass on the clean images, which tells that there is no route, is one query more
+    same = steered._replace(queries=steered.queries - 1)
+    assert all(torch.equal(a, b) for a, b in zip(same, plain, strict=True) if isinstance(a, Tensor))
+
+
+def test_steering_a_mixture_of_one_attacks_its_expert() -> None:
+    model = MixtureOfExperts(None, [Answers([[-1.0, 0.0], [1.0, 0.0]])])
+    assert RouteSteering(eps=0.5, steps=10).run(model, X, Y).broken.all()
+    assert not RouteSteering(eps=0.3, steps=10).run(model, X, Y).broken.any()
+
+
+def test_more_classes_never_hold_more(flawed: MixtureOfExperts) -> None:
+    torch.manual_seed(0)
+    model = MixtureOfExperts(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), [nn.Sequential(nn.Flatten(), nn.Linear(16, 4)) for _ in range(3)]
+    )
+    x = torch.rand(60, 1, 4, 4)
+    y = model(x).argmax(-1)
+    broken = [int(RouteSteering(eps=0.02, steps=8, classes=n).run(model, x, y).broken.sum()) for n in (1, 2, 3)]
+    assert broken == sorted(broken) and broken[0] > 0
+
+
+def _both(model: MixtureOfExperts, name: str, x_adv: Tensor) -> Routed:
+    with torch.no_grad():
+        clean = model.routed(X)
+    return SURFACES[name](model, x_adv, X, clean)
+
+
+def test_surfaces_are_what_their_formulas_say(flawed: MixtureOfExperts) -> None:
+    x_adv = (X + 0.07 * torch.tensor([0.0, -1.0])).requires_grad_()  # every route turns
+    gate = flawed.gate(x_adv)
+    expected = {
+        "whole": flawed.routed(x_adv),
+        "pinned": flawed.routed(x_adv, pin(gate)),
+        "experts": flawed.routed(x_adv, pin(flawed.gate(X))),
+        "router": flawed.routed(X, dense(gate)),
+        "dense": flawed.routed(x_adv, dense(gate)),
+        "expert-0": flawed.routed(x_adv, only(gate, 0)),
+        "expert-1": flawed.routed(x_adv, only(gate, 1)),
+    }
+    for name, routed in expected.items():
+        assert torch.equal(_both(flawed, name, x_adv).logits, routed.logits), name
+    right = _both(flawed, "experts", x_adv).logits.argmax(-1)
+    assert torch.equal(right, Y) and not (flawed(x_adv).argmax(-1) == Y).any()
+
+
+def test_only_the_named_part_has_a_gradient(flawed: MixtureOfExperts) -> None:
+    def moved(name: str) -> list[bool]:
+        leaf = X.clone().requires_grad_()
+        objective = OBJECTIVES["cross_entropy"](_both(flawed, name, leaf), None, Y)
+        (gradient,) = torch.autograd.grad(objective.sum(), leaf)
+        return (gradient.flatten(1) != 0).any(0).tolist()
+
+    # pixel 0 feeds the experts, pixel 1 the router
+    assert moved("pinned") == moved("experts") == moved("expert-1") == [True, False]
+    assert moved("router") == [False, True]
+    assert moved("whole") == moved("dense") == [True, True]
+
+
+def test_steer_by_hand() -> None:
+    # scores (0, 2): std 1, lead of expert 0 is -2; logits (0, 0, 3): std sqrt 2, label 0 leads by -3/sqrt 2, hinged
+    route = Route(torch.tensor([[0.0, 2.0]]), torch.tensor([[0]]), torch.ones(1, 1))
+    attacked = Routed(torch.tensor([[0.0, 0.0, 3.0]]), route)
+    gain = OBJECTIVES["steer"](attacked, None, torch.tensor([0]))
+    torch.testing.assert_close(gain, torch.tensor([-2.0 + STEER_HINGE]))
+    # class 2 leads by 3/sqrt 2, hinged; a targeted attack climbs the negative
+    torch.testing.assert_close(-OBJECTIVES["steer_to"](attacked, None, torch.tensor([2])), gain)
+    # label 2: it leads by 3/sqrt 2
+    gain = OBJECTIVES["steer"](attacked, None, torch.tensor([2]))
+    torch.testing.assert_close(gain, torch.tensor([-2.0 - 3 / 2**0.5]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"surface": "dense"}, "surface of route steering is fixed, got 'dense'; leave it out"),
+        ({"objective": "margin"}, "objective of route steering is fixed"),
+        ({"targeted": True}, "targeted of route steering is fixed"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"classes": -1}, "classes must be at least 0"),
+        ({"step_size": "1/0"}, "step_size must be"),
+    ],
+)
+def test_mistakes(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RouteSteering(eps=0.1, **arguments)  # type: ignore[arg-type]
+
+
+def test_found_keeps_its_shape(flawed: MixtureOfExperts) -> None:
+    found = RouteSteering(eps=0.1, steps=3).search(flawed, X, Y)
+    assert isinstance(found, Found) and all(len(field) == 4 for field in found)

@@ -1,0 +1,56 @@
+"""Models and images whose every verdict can be worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phalanx.data import ImageSet
+from phalanx.routing import MixtureOfExperts
+from phalanx.threat import ThreatModel
+
+THREAT = ThreatModel("Linf", "2/16")
+"""Two grey levels a pixel: four on the sum of two."""
+
+
+class Bright(nn.Module):
+    """Class 1 if two pixels are brighter than `threshold` sixteenths together."""
+
+    def __init__(self, threshold: float = 16.0) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        margin = 16 * x.flatten(1).sum(1) - self.threshold
+        return torch.stack([-margin, margin], 1)
+
+
+def images(*pairs: tuple[tuple[int, int], int]) -> ImageSet:
+    """Two-pixel images of 16 grey levels, each with its label; ids from 100."""
+    pixels = np.array([pair for pair, _ in pairs], dtype=np.uint8).reshape(-1, 1, 1, 2)
+    labels = np.array([label for _, label in pairs], dtype=np.int64)
+    return ImageSet(pixels, labels, np.arange(100, 100 + len(pairs)), 16)
+
+
+FIVE = images(
+    ((12, 12), 1),  # 8 above: 4 do not reach
+    ((9, 9), 1),  # 2 above: broken
+    ((9, 9), 0),  # wrong already
+    ((7, 6), 0),  # 3 below: broken
+    ((4, 4), 0),  # 8 below
+)
+CLEAN = ["held", "held", "broken", "held", "held"]
+ATTACKED = {100: "held", 101: "broken", 103: "broken", 104: "held"}
+"""By id; what is wrong already is not attacked."""
+
+
+def two_experts() -> MixtureOfExperts:
+    """Dark images go to expert 0, bright ones to expert 1; both are `Bright`."""
+    router = nn.Sequential(nn.Flatten(), nn.Linear(2, 2))
+    with torch.no_grad():
+        router[1].weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+        router[1].bias.copy_(torch.tensor([1.0, -1.0]))
+    return MixtureOfExperts(router, [Bright(), Bright()])
