@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.attacks import FGSM, PGD, Attack
+from phalanx.attacks import FGSM, PGD, Attack, RouteSteering
 from phalanx.nn import ConvBN
 from phalanx.routing import LinearRouter, MixtureOfExperts
 
@@ -28,6 +28,13 @@ ATTACKS: dict[str, Attack] = {
     "pgd-last": PGD(eps=0.06, steps=4, keep="last"),
     "pgd-last-no-drop": PGD(eps=0.06, steps=4, restarts=2, keep="last", early_drop=False),
     "pgd-no-drop": PGD(eps=0.06, steps=4, restarts=2, early_drop=False),
+    "pgd-pinned": PGD(eps=0.06, steps=4, surface="pinned"),
+    "pgd-experts": PGD(eps=0.06, steps=4, surface="experts"),
+    "pgd-router-l2": PGD(eps=0.4, norm="L2", steps=4, surface="router"),
+    "pgd-dense": PGD(eps=0.06, steps=4, surface="dense"),
+    "pgd-expert": PGD(eps=0.06, steps=4, surface="expert-0"),
+    "steer": RouteSteering(eps=0.06, steps=4),
+    "steer-classes": RouteSteering(eps=0.06, steps=3, classes=2),
 }
 
 

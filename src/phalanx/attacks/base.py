@@ -47,7 +47,7 @@ class AttackResult(NamedTuple):
     """(B,) int64 gradient steps until the first error, 0 if the clean image is wrong or invalid already, -1 for
     none. An error that the search did not watch for counts as found at the end."""
     restart: Tensor
-    """(B,) int64 the restart that `x_adv` comes from."""
+    """(B,) int64 the restart (for route steering: the expert and class aimed at, in order) that `x_adv` comes from."""
     zero_gradient: Tensor
     """(B,) bool: the first gradient was exactly zero in every pixel, so the attack could not move."""
 

@@ -132,7 +132,7 @@ def _measured(row: Row, attacks: Sequence[Attack]) -> list[tuple[str, Rate, int]
         if done
     ]
     worst = [("RA, worst case", row.worst, len(attacks) + 1)] if row.worst is not None and len(faced) > 1 else []
-    return [("SA, clean", row.clean, 0), *faced, *worst]
+    return [("SA, clean", row.clean, 0), *worst, *faced]
 
 
 def _dot(name: str, rate: Rate, color: int) -> Dot:
