@@ -21,7 +21,7 @@ from phalanx.loading import to_plain
 from phalanx.methods import METHODS, Method
 from phalanx.models import load
 from phalanx.nn import spec_of
-from phalanx.routing import CNNRouter, LinearRouter, MixtureOfExperts, MLPRouter, Route
+from phalanx.routing import CNNRouter, DualModel, LinearRouter, MixtureOfExperts, MLPRouter, Route
 from phalanx.threat import ThreatModel, parse_norm
 from phalanx.training import Reporter, TrainingConfig
 from phalanx.workflow import Trained, train_into
@@ -29,6 +29,7 @@ from phalanx.workflow import Trained, train_into
 __all__ = [
     "CNNRouter",
     "DataConfig",
+    "DualModel",
     "Evaluation",
     "ImageSet",
     "LinearRouter",

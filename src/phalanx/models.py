@@ -15,7 +15,7 @@ from phalanx.data import Splits
 from phalanx.errors import CorruptError, InputError
 from phalanx.experts import build_expert
 from phalanx.nn import preserved_rng, spec_of
-from phalanx.routing import MixtureOfExperts, build_router
+from phalanx.routing import DualModel, MixtureOfExperts, build_router
 from phalanx.runs.atomic import render_json
 from phalanx.runs.checkpoint import load_tensors
 from phalanx.runs.sidecar import read_protected, write_protected
@@ -66,7 +66,9 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         router = arguments.pop("router")
         experts = [build(expert) for expert in arguments.pop("experts")]
         return MixtureOfExperts(None if router is None else build(router), experts, **arguments)
-    raise InputError(f"this version cannot build {name!r}; it knows mixture, expert.* and router.*")
+    if kind == "dual":
+        return DualModel(build(arguments.pop("standard")), build(arguments.pop("robust")), **arguments)
+    raise InputError(f"this version cannot build {name!r}; it knows mixture, dual, expert.* and router.*")
 
 
 def save_description(path: Path, model: nn.Module, data: Splits) -> None:

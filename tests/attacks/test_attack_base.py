@@ -211,8 +211,8 @@ def test_an_error_of_the_folded_copy_alone_is_no_error(monkeypatch: pytest.Monke
     # the copy is wrong from the first step (.6875) on, the real model never (.5625 at the end)
     assert result.broken.tolist() == [False] and result.first_success.tolist() == [-1]
     assert float(result.x_adv) == 0.5625
-    # verdicts 2, four points, three of them suspected and confirmed to be right
-    assert result.queries.tolist() == [2 + 4 + 3]
+    # verdicts 2, the two points until the copy's error, then all four again on the model itself
+    assert result.queries.tolist() == [2 + 2 + 4]
 
 
 def test_an_error_that_the_folded_copy_misses_is_found_by_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,12 +222,12 @@ def test_an_error_that_the_folded_copy_misses_is_found_by_the_verdict(monkeypatc
     assert result.first_success.tolist() == [3] and result.queries.tolist() == [2 + 4]
 
 
-def test_a_confirmed_error_stops_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_early_error_of_the_folded_copy_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
     folding_to(lambda x: torch.cat([x - 0.5625, 0 * x], 1), monkeypatch)
     result = PGD(**{**STEPS, "steps": 9}).run(REAL, ONE_PIXEL - 0.125, torch.tensor([0]))
-    # points .625, .5625, .5 (suspected, a tie that the model still gets right), .4375 (suspected and wrong)
+    # the copy errs at its third point, .5, a tie that the model still gets right; the model itself at its fourth, .4375
     assert float(result.x_adv) == 0.4375 and result.first_success.tolist() == [3]
-    assert result.queries.tolist() == [2 + 4 + 2]
+    assert result.queries.tolist() == [2 + 3 + 4]
 
 
 @pytest.fixture

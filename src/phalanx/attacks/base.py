@@ -20,7 +20,7 @@ from phalanx.attacks.tracker import Found
 from phalanx.errors import InputError
 from phalanx.nn import exact_fp32, fold_batchnorm, frozen, preserved_rng, spec_of
 from phalanx.rng import SampleRng
-from phalanx.routing import flipped, routed
+from phalanx.routing import RouteTree, flipped, routed
 from phalanx.threat import Norm, ThreatModel, check_radius, parse_epsilon
 
 
@@ -120,9 +120,11 @@ class Attack(ABC):
     norm: Norm | None = None
     """"Linf", "L2" or "L1"; inside a recipe, by default the recipe's threat, else Linf."""
     objective: str = "cross_entropy"
-    """What is climbed: "cross_entropy", "margin", or "steer" on a surface "expert-J"."""
+    """What is climbed: "cross_entropy", "margin", "kl" away from the clean answer, or "steer" on a surface
+    "expert-J"."""
     surface: str = "whole"
-    """Which part of the model is differentiated: "whole", "pinned", "experts", "router", "dense" or "expert-J"."""
+    """Which part of the model is differentiated: "whole", "pinned", "experts", "router", "dense", "expert-J" or, of a
+    dual model, "standard" or "robust"."""
     targeted: bool = False
     """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label. Any wrong
     answer still counts as broken, and ends the search where samples are dropped early."""
@@ -168,13 +170,21 @@ class Attack(ABC):
         return SURFACES.needs_clean_pass(self.surface) or OBJECTIVES.needs_clean_pass(self.objective)
 
     def _target(
-        self, model: Model, search: Model, x: Tensor, y: Tensor, wanted: Tensor | None, *, judged: bool
+        self,
+        model: Model,
+        search: Model,
+        x: Tensor,
+        y: Tensor,
+        wanted: Tensor | None,
+        *,
+        judged: bool,
+        route: RouteTree | None = None,
     ) -> Target:
         target = Target(model, search, self.surface, self.objective, x, y, judged=judged)
         if not (self.reads_clean_pass or (self.targeted and wanted is None)):
             return replace(target, wanted=wanted)
         with torch.no_grad():
-            clean = routed(search, x)
+            clean = routed(search, x) if route is None else search.routed(x, route)  # type: ignore[attr-defined]
         if self.targeted and wanted is None:
             wanted = clean.logits.scatter(-1, y[:, None], float("-inf")).argmax(-1)
         return replace(target, wanted=wanted, clean=clean)
@@ -197,18 +207,31 @@ class Attack(ABC):
 
     @final
     def search(
-        self, model: Model, x: Tensor, y: Tensor, *, rng: SampleRng | None = None, target: Tensor | None = None
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        rng: SampleRng | None = None,
+        target: Tensor | None = None,
+        route: RouteTree | None = None,
     ) -> Found:
         """The search without a verdict, in the caller's precision: what training uses.
 
-        Arguments as for `run`; one row per sample, `x_adv` inside the ball.
+        Arguments as for `run`; one row per sample, `x_adv` inside the ball. A `route` takes the place of the gate's in
+        the pass on the clean images: the surface "experts" then attacks whatever experts it names.
         """
         _check_batch(x, y)
+        if route is not None and not self.reads_clean_pass:
+            raise InputError(
+                f"a route was given, but surface {self.surface!r} with objective {self.objective!r} reads none; "
+                "use surface='experts'"
+            )
         wanted = self._wanted(target, y)
         rng = _streams(rng, x)
         x, y = x.detach(), y.long()
         with _borrowed(model) as search:
-            found = self._perturbed(self._target(model, search, x, y, wanted, judged=False), rng)
+            found = self._perturbed(self._target(model, search, x, y, wanted, judged=False, route=route), rng)
         return found._replace(x_adv=self.threat.project(found.x_adv, x).detach())
 
     @final
@@ -246,15 +269,20 @@ class Attack(ABC):
             search = _trusted(model, search, x, clean.logits)
             wrong, invalid = errors_of(clean.logits, y)
             fallen = wrong | invalid
-            rows = (~fallen).nonzero().squeeze(1)
-            found = _nothing_found(x)
-            if len(rows):
-                aim = None if wanted is None else wanted[rows]
-                part = self._target(model, search, x[rows], y[rows], aim, judged=True)
-                found = _spread(found, rows, self._perturbed(part, rng[rows]))
-            x_adv = self.threat.project(found.x_adv, x)
-            attacked = routed(model, x_adv)
-            broken, invalid_adv = errors_of(attacked.logits, y)
+            found, rows = _nothing_found(x), (~fallen).nonzero().squeeze(1)
+            for searched in (search, model):
+                if len(rows):
+                    aim = None if wanted is None else wanted[rows]
+                    part = self._target(model, searched, x[rows], y[rows], aim, judged=True)
+                    found = _spread(found, rows, self._perturbed(part, rng[rows]))
+                x_adv = self.threat.project(found.x_adv, x)
+                attacked = routed(model, x_adv)
+                broken, invalid_adv = errors_of(attacked.logits, y)
+                # the folded copy rounds differently: where it saw an error that the model does not make, the search
+                # stopped too early and is made again on the model itself
+                rows = ((found.first_success >= 0) & ~(fallen | broken | invalid_adv)).nonzero().squeeze(1)
+                if searched is model or not len(rows):
+                    break
         invalid = invalid | invalid_adv
         broken = broken & ~invalid
         unseen = (broken | invalid) & (found.first_success < 0)
@@ -295,6 +323,5 @@ def _nothing_found(x: Tensor) -> Found:
 
 
 def _spread(whole: Found, rows: Tensor, part: Found) -> Found:
-    return Found(
-        *(field.index_copy(0, rows, values.to(field.dtype)) for field, values in zip(whole, part, strict=True))
-    )
+    fields = (field.index_copy(0, rows, values.to(field.dtype)) for field, values in zip(whole, part, strict=True))
+    return Found(*fields)._replace(queries=whole.queries.index_add(0, rows, part.queries))

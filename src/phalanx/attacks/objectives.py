@@ -39,6 +39,18 @@ def margin(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     return others_BC.amax(-1) - logits_BC.gather(-1, y[:, None]).squeeze(-1)
 
 
+@OBJECTIVES.register("kl", clean_pass=True)
+def kl(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+    """KL(p(x) || p(x')) of the softmax at the clean and at the attacked image (Zhang et al. 2019, eq. 5); no labels.
+
+    Least at the clean image, where its gradient vanishes: a search for more must start elsewhere.
+    """
+    del y
+    assert clean is not None
+    log_p_BC = clean.logits.detach().log_softmax(-1)
+    return F.kl_div(attacked.logits.log_softmax(-1), log_p_BC, reduction="none", log_target=True).sum(-1)
+
+
 STEER_HINGE = 0.25
 """How far past its boundary each term of `steer` is pushed, in standard deviations of the scores or logits."""
 

@@ -35,7 +35,7 @@ class PGD(Attack):
     """Return the "best" iterate (an error before all others, then the largest objective) or the "last" one; by default
     the best under `run`, the last under `search` and in training."""
     early_drop: bool | None = None
-    """Stop attacking a sample at its first error, confirmed by the real model; by default under `run` only."""
+    """Stop attacking a sample at its first error; by default under `run` only, which confirms it on the real model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Which part of the model an attack differentiates: functions (model, attacked x', images x, clean pass) -> Routed.
 
 Registered by name. Whatever surface found it, a perturbation is judged on the whole real model. On a model without a
-route every surface is the whole model.
+route every surface of routing is the whole model; the halves "standard" and "robust" are a dual model's alone.
 """
 
 # B batch, E experts, K selected
@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from phalanx.attacks.registry import Registry
-from phalanx.routing import Routed, RoutedModel, dense, only, pin, routed
+from phalanx.errors import InputError
+from phalanx.routing import DualModel, Routed, RoutedModel, RouteTree, dense, leaves, map_route, only, pin, routed
 
 Model: TypeAlias = Callable[[Tensor], Any]
 Surface: TypeAlias = Callable[[Model, Tensor, Tensor, Routed | None], Routed]
@@ -73,11 +74,43 @@ def dense_surrogate(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None
 
 @SURFACES.register_family("expert")
 def expert(number: int) -> Surface:
-    """routed(x', only(j)): expert j answers, wherever the image is sent; the scores at x' come along in the route."""
+    """routed(x', only(j)): expert j answers, wherever the image is sent; the scores at x' come along in the route.
+
+    A gate with fewer experts, in one half of a dual model say, decides for itself. Gates that have an expert j are all
+    forced to it: combinations of different numbers are not tried. Raises InputError if no gate has one.
+    """
 
     def surface(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
         if not isinstance(model, RoutedModel):
             return whole(model, x_adv, x, clean)
-        return model.routed(x_adv, only(model.gate(x_adv), number))
+        return model.routed(x_adv, _forced(model.gate(x_adv), number))
 
     return surface
+
+
+def _forced(tree: RouteTree, number: int) -> RouteTree:
+    most = max(leaf.num_experts for leaf in leaves(tree))
+    if number >= most:
+        raise InputError(f"surface 'expert-{number}' needs an expert {number}, the model's last is {most - 1}")
+    return map_route(lambda leaf: only(leaf, number) if number < leaf.num_experts else leaf, tree)
+
+
+def _dual(model: Model, name: str) -> DualModel:
+    if not isinstance(model, DualModel):
+        kind = getattr(model, "__qualname__", type(model).__qualname__)
+        raise InputError(f"surface {name!r} is a half of a DualModel, and {kind} has no halves; use 'whole'")
+    return model
+
+
+@SURFACES.register("standard")
+def standard(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """The standard half of a dual model alone, its own logits (RA-SMoE). Raises InputError for another model."""
+    del x, clean
+    return _dual(model, "standard").standard.routed(x_adv)
+
+
+@SURFACES.register("robust")
+def robust(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """The robust half of a dual model alone, its own logits (RA-RMoE). Raises InputError for another model."""
+    del x, clean
+    return _dual(model, "robust").robust.routed(x_adv)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from phalanx.attacks.objectives import OBJECTIVES
-from phalanx.attacks.surfaces import DEPLOYED, SURFACES, Model
+from phalanx.attacks.surfaces import SURFACES, Model
 from phalanx.routing import Routed, routed, select
 
 
@@ -67,7 +67,7 @@ class Target:
     def climb(self, x_adv: Tensor) -> Climb:
         """Gain, its gradient and the surface's logits at `x_adv` (A, ...)."""
         with torch.enable_grad():
-            leaf = x_adv.detach().requires_grad_()
+            leaf = self._laid_out(x_adv.detach()).requires_grad_()
             gain, logits = self._gain(leaf)
             # a model may ignore its input (a constant, a quantiser): that is a zero gradient, not an error
             if not gain.requires_grad:
@@ -78,13 +78,14 @@ class Target:
     @torch.no_grad()
     def look(self, x_adv: Tensor) -> Climb:
         """The same without a gradient."""
-        gain, logits = self._gain(x_adv)
+        gain, logits = self._gain(self._laid_out(x_adv))
         return Climb(gain, None, logits)
 
-    @property
-    def surface_is_the_model(self) -> bool:
-        """The attacked surface's logits are the real model's own: an error seen is an error."""
-        return self.surface in DEPLOYED and self.search is self.model
+    def _laid_out(self, x_adv: Tensor) -> Tensor:
+        """A folded copy's convolutions are in channels_last: images that come so are not rearranged layer by layer."""
+        if self.search is self.model or x_adv.dim() != 4:
+            return x_adv
+        return x_adv.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def errors(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:

@@ -67,21 +67,14 @@ class Tracker:
 
     def _errors(self, x_adv: Tensor, climb: Climb, alive: Target, step: int, *, final: bool) -> tuple[Tensor, Tensor]:
         wrong, invalid = errors_of(climb.logits, alive.y)
-        if alive.surface_is_the_model:
+        if alive.surface in DEPLOYED:
+            # of a folded copy, which rounds differently: the verdict will tell
             return wrong, invalid
-        if alive.surface not in DEPLOYED:
-            # another surface says little about the whole model: ask the judge at steps 0, 1, 2, 4, 8, ... and last
-            if not final and step & (step - 1):
-                return torch.zeros_like(wrong), torch.zeros_like(invalid)
-            suspects = torch.arange(len(alive), device=wrong.device)
-        else:
-            # the folded copy rounds differently: what it calls an error is confirmed by the model itself
-            suspects = (wrong | invalid).nonzero().squeeze(1)
-        wrong, invalid = torch.zeros_like(wrong), torch.zeros_like(invalid)
-        if len(suspects):
-            wrong[suspects], invalid[suspects] = alive[suspects].errors(x_adv[suspects])
-            self.found.queries[self.rows[suspects]] += 1
-        return wrong, invalid
+        # another surface says little about the whole model: ask the judge at steps 0, 1, 2, 4, 8, ... and last
+        if not final and step & (step - 1):
+            return torch.zeros_like(wrong), torch.zeros_like(invalid)
+        self.found.queries[self.rows] += 1
+        return alive.errors(x_adv)
 
     def observe(
         self,

@@ -111,15 +111,15 @@ class _Memory:
 
 
 def model_sha256(model: Model) -> str:
-    """Identifies what is evaluated: how it was built, the kind of every submodule, all weights and buffers.
+    """Identifies what is evaluated: how it was built, every submodule's kind and settings, all weights and buffers.
 
     A callable that is no module is known by its name alone: its ledger cannot tell two versions of it apart.
     """
     if not isinstance(model, nn.Module):
         return sha256_json({"callable": getattr(model, "__qualname__", type(model).__qualname__)})
     spec = spec_of(model)
-    # the same weights under another top_k, temperature or activation are another model
-    kinds = {name: type(module).__qualname__ for name, module in model.named_modules()}
+    # the same weights under another top_k, temperature, alpha or activation are another model
+    kinds = {name: f"{type(module).__qualname__}({module.extra_repr()})" for name, module in model.named_modules()}
     digest = hashlib.sha256(canonical_json({"spec": None if spec is None else spec.to_json(), "modules": kinds}))
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -174,13 +174,16 @@ def _clean_rows(batch: Batch, logits: Tensor) -> list[Verdict]:
 
 
 def _attack_rows(batch: Batch, member: Member, result: AttackResult, distance: Tensor) -> list[Verdict]:
+    # one transfer a column: number by number, the host would wait for the device each time
+    result = result._replace(**{name: column.cpu() for name, column in result._asdict().items() if column is not None})
+    labels, distances = batch.y.tolist(), distance.tolist()
     rows = []
     for i, sample in enumerate(batch.ids.tolist()):
         loss = float(result.loss[i])
         rows.append(
             Verdict(
                 sample=sample,
-                label=int(batch.y[i]),
+                label=labels[i],
                 attack=member.name,
                 surface=member.attack.surface,
                 restart=int(result.restart[i]),
@@ -189,7 +192,7 @@ def _attack_rows(batch: Batch, member: Member, result: AttackResult, distance: T
                 clean_predicted=int(result.clean_predicted[i]),
                 flipped=None if result.flipped is None else bool(result.flipped[i]),
                 loss=loss if np.isfinite(loss) else None,
-                distance=float(distance[i]),
+                distance=distances[i],
                 queries=int(result.queries[i]),
                 first_success=int(result.first_success[i]),
             )

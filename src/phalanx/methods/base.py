@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phalanx.rng import Rng
-from phalanx.routing import RoutedModel, leaves, load_balance, load_per_expert
+from phalanx.routing import Routed, RoutedModel, leaves, load_balance, load_per_expert
 from phalanx.threat import ThreatModel
 
 NO_LOGS: Mapping[str, Tensor] = MappingProxyType({})
@@ -81,13 +81,29 @@ class Stateless:
 
 def classification_loss(model: RoutedModel, x: Tensor, y: Tensor, balance: float) -> Loss:
     """Mean cross-entropy of the whole model at `x`, plus `balance` times its load-balance loss."""
-    logits, route = model.routed(x)
+    return loss_of_pass(model.routed(x), y, balance)
+
+
+def loss_of_pass(passed: Routed, y: Tensor, balance: float) -> Loss:
+    """The same of a forward pass that the caller goes on using."""
+    logits, route = passed
     value = F.cross_entropy(logits, y)
     logs = {"accuracy": (logits.detach().argmax(-1) == y).float().mean()}
     if route is not None and any(leaf.num_experts > 1 for leaf in leaves(route)):
         value = value + balance * load_balance(route)
         logs["load"] = max(load_per_expert(route), key=len).detach()
     return Loss(value, logs)
+
+
+def mean_kl(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:
+    """() KL(softmax(clean) || softmax(adv)) of logits (B, C), averaged over the batch; both carry gradient."""
+    log_p_BC, log_q_BC = clean_logits.log_softmax(-1), adv_logits.log_softmax(-1)
+    return F.kl_div(log_q_BC, log_p_BC, reduction="batchmean", log_target=True)
+
+
+def with_divergence(loss: Loss, beta: float, kl: Tensor) -> Loss:
+    """`loss` plus `beta` times a divergence (), which is logged as "kl"."""
+    return Loss(loss.value + beta * kl, {**loss.logs, "kl": kl.detach()})
 
 
 def check_weight(name: str, value: float) -> None:

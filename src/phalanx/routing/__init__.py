@@ -1,5 +1,6 @@
 """Routers, gates, dispatch and the mixtures made of them."""
 
+from phalanx.routing.dual import DualModel, DualRoute
 from phalanx.routing.gates import gate
 from phalanx.routing.moe import MixtureOfExperts
 from phalanx.routing.route import (
@@ -22,6 +23,8 @@ from phalanx.routing.stats import gate_entropy, load_balance, load_per_expert
 __all__ = [
     "ROUTERS",
     "CNNRouter",
+    "DualModel",
+    "DualRoute",
     "LinearRouter",
     "MLPRouter",
     "MixtureOfExperts",

@@ -72,6 +72,10 @@ class MixtureOfExperts(nn.Module):
                 train_router=train_router,
             )
 
+    def extra_repr(self) -> str:
+        """What the parts do not show; also tells two mixtures of the same weights apart in a ledger."""
+        return f"top_k={self.top_k}, temperature={self.temperature}"
+
     def gate(self, x: Tensor) -> Route:
         """The route of images (B, C, H, W), without running an expert.
 

@@ -59,7 +59,7 @@ def routed(model: Callable[[Tensor], Any], x: Tensor) -> Routed:
     return Routed(model(x), None)
 
 
-def map_route(function: Callable[[Route], Route], tree: RouteTree) -> RouteTree:
+def map_route(function: Callable[[Route], RouteTree], tree: RouteTree) -> RouteTree:
     """The same tree with `function` applied to every leaf."""
     if isinstance(tree, Route):
         return function(tree)

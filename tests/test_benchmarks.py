@@ -1,0 +1,191 @@
+"""The benchmark scripts run and write what they say. No time is asserted: a clock in a test suite only annoys."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from phalanx.data import ImageSet
+from phalanx.routing import MixtureOfExperts
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SCRIPTS = ("common", "dispatch", "trained", "pgd")
+KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Iterator[SimpleNamespace]:
+    """The scripts as modules, by name; gone from `sys.modules` afterwards, their names being anybody's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        yield SimpleNamespace(**{name: importlib.import_module(name) for name in SCRIPTS})
+        for name in SCRIPTS:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def noise(scripts: SimpleNamespace) -> tuple[nn.Module, ImageSet]:
+    """An untrained network of width 4, and 8 images labelled with its own answers."""
+    model = scripts.dispatch.backbones(1, width=4)[0]
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 3, 32, 32), dtype=np.uint8)
+    with torch.no_grad():
+        labels = model(torch.from_numpy(pixels) / 255).argmax(-1).numpy()
+    return model, ImageSet(pixels, labels, np.arange(8, dtype=np.int64), 255)
+
+
+def check_shape(record: dict[str, Any]) -> None:
+    assert set(record) == KEYS
+    assert record["schema"] == 1
+    assert {"date", "commit", "processor", "gpu", "cpus", "threads", "python", "versions"} == set(record["environment"])
+    assert {"phalanx", "torch", "numpy"} <= set(record["environment"]["versions"])
+    assert record["bars"]
+    for bar in record["bars"]:
+        assert bar["met"] == (bar["value"] <= bar["limit"] if bar["at_most"] else bar["value"] >= bar["limit"]), (
+            f"{bar['what']} claims what its number does not say"
+        )
+
+
+# -- common --------------------------------------------------------------------------------------------------------
+
+
+def test_every_variant_runs_once_untimed_and_once_a_round(scripts: SimpleNamespace) -> None:
+    calls: list[str] = []
+    times = scripts.common.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3)
+    assert calls[:2] == ["a", "b"]
+    assert calls.count("a") == calls.count("b") == 4
+    assert [len(times["a"]), len(times["b"])] == [3, 3]
+
+
+def test_a_ratio_is_paired_within_each_round(scripts: SimpleNamespace) -> None:
+    # 2/1, 3/1, 10/2 = 2, 3, 5; the ratio of the medians would be 3/1 too, that of the means 15/4
+    spread = scripts.common.ratio({"a": [2, 3, 10], "b": [1, 1, 2]}, "a", "b")
+    assert (spread.median, spread.min, spread.max) == (3, 2, 5)
+    # 4/1, 1/4, 6/3 = 4, 0.25, 2: the medians' ratio would be 4/3
+    assert scripts.common.ratio({"a": [4, 1, 6], "b": [1, 4, 3]}, "a", "b").median == 2
+
+
+@pytest.mark.parametrize(("value", "at_most", "met"), [(1.2, True, False), (0.9, True, True), (1.0, True, True)])
+def test_a_bar_is_met_or_not(scripts: SimpleNamespace, value: float, at_most: bool, met: bool) -> None:
+    assert scripts.common.Bar("x", value, 1.0, at_most).met is met
+    assert scripts.common.Bar("x", 2 - value, 1.0, not at_most).met is met
+
+
+def test_a_record_is_written_with_a_missed_bar_saying_so(
+    scripts: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = scripts.common
+    bars = [common.Bar("fast", 1.5, 1.25, at_most=True)]
+    record = common.Record(benchmark="x", what="y", settings={}, rounds=1, measurements={}, bars=bars)
+    path = common.write_record(record, tmp_path)
+    check_shape(json.loads(path.read_text(encoding="utf-8")))
+    assert capsys.readouterr().out == "| x | fast | 1.5 | at most 1.25 | **no** |\n"
+
+
+# -- the scripts at their smallest ---------------------------------------------------------------------------------
+
+
+def test_dispatch_runs(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    record = scripts.dispatch.measure(width=4, counts=(1, 2), batch=8, rounds=1, counted_batches=(4, 8))
+    plain = json.loads(scripts.common.write_record(record, tmp_path).read_text(encoding="utf-8"))
+    check_shape(plain)
+    timed = plain["measurements"]["ratio_to_one_network"]
+    assert list(timed) == ["1", "2"]
+    assert sum(timed["2"]["group_sizes"]) == 8
+    # what does not depend on the clock must hold in the smallest setting too
+    steady = [bar for bar in plain["bars"] if "forward+backward" not in bar["what"]]
+    assert len(steady) == 3
+    assert all(bar["met"] for bar in steady)
+
+
+class _OneByOne(nn.Module):
+    def __init__(self, model: MixtureOfExperts, run: Any) -> None:
+        super().__init__()
+        self.model, self.run = model, run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self.model, x)  # type: ignore[no-any-return]
+
+
+def test_the_operation_count_sees_a_loop_over_images(scripts: SimpleNamespace) -> None:
+    dispatch = scripts.dispatch
+    model = dispatch.mixture(dispatch.backbones(2, width=4))
+    looped = dispatch.operations(_OneByOne(model, dispatch.one_by_one), dispatch.images(8))
+    # a ResNet-18 runs 20 convolutions, 20 BatchNorms and 17 ReLUs, each with its backward: 114 operations an image
+    assert looped > 8 * 114 > dispatch.operation_limit(2)
+
+
+def test_pgd_runs_and_every_evaluation_counts_the_same_images(
+    scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet], tmp_path: Path
+) -> None:
+    pgd, (model, images) = scripts.pgd, noise
+    found = pgd.compare(model, images, timed=4, judged=8, rounds=1)
+    assert found["clean_accuracy"] == 1
+    assert set(found["robust_accuracy"]) == {"ours", *pgd.installed()}
+    assert {name for name in found["time_relative_to_ours"] if name.startswith("without")} == set(
+        pgd.without_savings(model)
+    )
+    scaled = {"64": {"peak_mib": 100.0}, "512": {"peak_mib": 110.0, "time_per_image": scripts.common.Spread(1, 1, 1)}}
+    record = pgd.record(found, scaled, 4, 8, 1)
+    plain = json.loads(scripts.common.write_record(record, tmp_path).read_text(encoding="utf-8"))
+    check_shape(plain)
+    # 110 / 100 is above the bar of 1.05
+    assert [bar["met"] for bar in plain["bars"][-2:]] == [True, False]
+
+
+def test_without_a_saving_the_verdicts_are_the_same(
+    scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet]
+) -> None:
+    pgd, (model, images) = scripts.pgd, noise
+    batches = list(images.batches(8))
+    expected = pgd.tally(pgd.ours(model), batches)
+    assert expected.n == 8
+    assert {name: pgd.tally(run, batches) for name, run in pgd.without_savings(model).items()} == dict.fromkeys(
+        ("without folding", "without channels_last", "without dropping", "without all three"), expected
+    )
+
+
+def test_robust_means_still_correct(scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet]) -> None:
+    pgd, (model, images) = scripts.pgd, noise
+    batches = list(images.batches(8))
+    # in a ball of radius 0 every image stays as it is, and the labels are the model's own answers
+    harmless = replace(pgd.OURS, eps=0.0, step_size=0.0)
+    assert pgd.tally(pgd.ours(model, harmless), batches) == (8, 8)
+
+
+def test_a_probe_reports_its_own_process(
+    scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pgd, (model, images) = scripts.pgd, noise
+    monkeypatch.setattr(pgd, "BATCH", 8)
+    twice = pgd.repeated(images, 17)
+    assert twice.ids.tolist() == list(range(17))
+    assert (twice.pixels[8:16] == images.pixels).all()
+    found = pgd.probe(model, images, 16)
+    assert found["seconds_per_image"] > 0
+    # a process that has imported torch is far above 50 MiB and, in bytes or kibibytes read wrongly, not below 1 TiB
+    assert 50 < found["peak_mib"] < 2**20
+
+
+# -- what is committed ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["dispatch", "pgd"])
+def test_a_committed_record_has_the_shape_and_names_no_place(name: str) -> None:
+    text = (FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8")
+    check_shape(json.loads(text))
+    assert not [part for part in ("/home", "/root", "/tmp", "/work") if part in text]
+
+
+def test_the_readme_shows_the_committed_numbers(scripts: SimpleNamespace) -> None:
+    assert scripts.common.results_table() in scripts.common.README.read_text(encoding="utf-8")

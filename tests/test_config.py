@@ -1,0 +1,153 @@
+"""Recipes as they are read: every mistake on one page, and what a run is bound to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from phalanx.config import (
+    EvaluationConfig,
+    ModelConfig,
+    RouterConfig,
+    RunConfig,
+    StudyConfig,
+    ValidationConfig,
+    bound_config,
+    find_recipe,
+    is_study,
+    load_run,
+    load_study,
+    shipped_recipes,
+)
+from phalanx.errors import InputError
+from phalanx.loading import RecipeErrors, to_plain
+from phalanx.methods import AT, ST
+from phalanx.training import Adam, OneCycle
+
+FULL_OF_MISTAKES = """\
+method:
+  name: at
+  adversarial_share: 1.7
+  atack: {name: pgd}
+model:
+  experts: 4
+  top_k: 5
+  exprt: mlp
+threat: {eps: 8/0}
+training:
+  epochs: many
+  optimizer: {name: adam, momentum: 0.9}
+seed: -1
+"""
+
+
+def _recipe(folder: Path, text: str, name: str = "mine.yaml") -> str:
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, FULL_OF_MISTAKES)
+    with pytest.raises(RecipeErrors) as caught:
+        load_run(path, ("training.batch_size=none", "evaluation.wights=last"))
+    page = str(caught.value)
+    assert isinstance(caught.value, InputError) and caught.value.exit_code == 2
+    by_key = {problem.key: problem for problem in caught.value.problems}
+    lines = {
+        "method.adversarial_share": (3, "(0, 1]", "1.7"),
+        "method.atack": (4, "attack"),
+        "model.top_k": (7, "1..experts=4", "got 5", "add experts"),
+        "model.exprt": (8, "expert"),
+        "threat.eps": (9, "8/0"),
+        "training.epochs": (11, "many"),
+        "training.optimizer.momentum": (12,),
+        "seed": (13, "-1"),
+    }
+    for key, (line, *words) in lines.items():
+        assert key in by_key, page
+        assert by_key[key].place.line == line
+        assert all(word in by_key[key].message for word in words), page
+        assert f"mine.yaml:{line}" in page
+    assert "none" in by_key["training.batch_size"].message and "weights" in by_key["evaluation.wights"].message
+    assert by_key["evaluation.wights"].place.source == "--set"
+    assert page.startswith("10 problems in the recipe:") and len(page.splitlines()) == 11
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: RouterConfig(hidden=(8,)), r"hidden cannot be set for a linear router, got \(8,\); choose mlp or cnn"),
+        (lambda: RouterConfig(name="mlp", hidden=()), r"hidden must hold widths of at least 1, got \(\)"),
+        (lambda: RouterConfig(name="cnn", hidden=(4, 0)), r"hidden must hold widths of at least 1, got \(4, 0\)"),
+        (lambda: ModelConfig(experts=0), "experts must be at least 1, got 0"),
+        (lambda: ModelConfig(experts=2, top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3; lower top_k"),
+        (lambda: ModelConfig(top_k=0), r"top_k must be in 1\.\.experts=4 or 'all', got 0"),
+        (lambda: ModelConfig(temperature=0), "temperature must be positive, got 0"),
+        (lambda: ModelConfig(expert="../mlp"), r"expert must be a name or 'module:factory', got '\.\./mlp'"),
+        (lambda: ModelConfig(expert="a:b:c"), "expert must be a name or 'module:factory', got 'a:b:c'"),
+        (lambda: ValidationConfig(n=0), "n must be at least 1, got 0; leave it out for all images"),
+        (lambda: ValidationConfig(protocol="fgsm,pgd-2"), "protocol must be one attack, got 'fgsm,pgd-2'"),
+        (lambda: EvaluationConfig(n=-1), "n must be at least 1, got -1"),
+        (lambda: EvaluationConfig(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: RunConfig(seed=2**31), r"seed must be in 0\.\.2\*\*31 - 1, got 2147483648"),
+        (lambda: RunConfig(device="gpu"), "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
+        (lambda: RunConfig(threads=0), r"threads must be in 1\.\.1024, got 0"),
+        (lambda: StudyConfig(), "runs must name at least one run"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(build: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_what_digits_at_says() -> None:
+    config = load_run("digits-at").value
+    assert isinstance(config.method, AT) and config.method.attack.steps == 10
+    assert (config.label, config.training.epochs, config.training.select) == ("AT", 100, "robust_accuracy")
+    # from the recipe it extends
+    assert (config.threads, str(config.threat), config.model.options) == (1, "Linf 3/16", {"hidden": (128, 64)})
+    assert (config.training.optimizer, config.training.schedule) == (Adam(lr=3e-3), OneCycle())
+    assert isinstance(load_run("digits-st").value.method, ST)
+
+
+def test_a_recipe_of_ones_own_extends_a_shipped_one(tmp_path: Path) -> None:
+    path = _recipe(tmp_path, "extends: digits-at\ntraining: {epochs: 3}\n")
+    loaded = load_run(path, ("model.experts=8", "model.options.hidden=[5]"))
+    assert loaded.value.training.epochs == 3 and isinstance(loaded.value.method, AT)
+    assert loaded.value.model == ModelConfig(expert="mlp", experts=8, options={"hidden": (5,)})
+    assert loaded.sources["training.epochs"].endswith("mine.yaml:2") and loaded.sources["model.experts"] == "--set"
+
+
+def test_finding_a_recipe(tmp_path: Path) -> None:
+    assert find_recipe("quickstart") == shipped_recipes()["quickstart"]
+    path = _recipe(tmp_path, "seed: 1\n")
+    assert find_recipe(path) == Path(path)
+    with pytest.raises(InputError, match=r"no recipe is named 'digits'; there are .*digits-at.*ends in \.yaml"):
+        find_recipe("digits")
+    with pytest.raises(InputError, match=r"gone\.yaml does not exist; give a YAML file, or one of .*digits-at"):
+        find_recipe(str(tmp_path / "gone.yaml"))
+    with pytest.raises(InputError, match="does not exist"):
+        find_recipe(str(tmp_path))
+
+
+def test_studies(tmp_path: Path) -> None:
+    study = load_study("quickstart").value
+    assert dict(study.runs) == {"st": "digits-st", "at": "digits-at"} and study.title == "Quickstart"
+    for text, yes in [("runs: {a: b}\n", True), ("# runs:\nseed: 1\n", False), ("model:\n  runs: 1\n", False)]:
+        assert is_study(Path(_recipe(tmp_path, text))) is yes
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
+    assert not is_study(tmp_path / "binary.yaml") and not is_study(tmp_path / "gone.yaml")
+    with pytest.raises(RecipeErrors, match="runs"):
+        load_study(_recipe(tmp_path, "title: empty\nruns: {}\n"))
+
+
+def test_a_run_is_bound_to_how_it_is_trained() -> None:
+    plain = to_plain(load_run("digits-at").value)
+    bound = bound_config(plain)
+    assert set(plain) - set(bound) == {"label", "evaluation"}
+    for override, same in [("evaluation.n=3", True), ("label=x", True), ("seed=1", False), ("validation.n=3", False)]:
+        other = bound_config(to_plain(load_run("digits-at", (override,)).value))
+        assert (other == bound) is same, override
