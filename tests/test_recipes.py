@@ -63,7 +63,8 @@ def test_every_recipe_takes_a_step(tmp_path: Path, name: str) -> None:
     assert run.status() == "finished"
     run.verify()
     trained, validated = read_metrics(run.resolve("metrics.jsonl"))
-    assert trained["step"] == 1 and np.isfinite(trained["loss"]) and len(trained["load"]) == 4
+    assert trained["step"] == 1 and np.isfinite(trained["loss"])
+    assert len(trained.get("load", [1.0])) == config.model.experts
     assert 0 <= validated["robust_accuracy"] <= validated["accuracy"] <= 1
 
 

@@ -249,3 +249,12 @@ def test_a_hostile_file_with_a_valid_sha256_is_refused(tmp_path: Path, content: 
     checkpoint.write_protected(path, content)
     with pytest.raises(CorruptError, match="no safetensors file"):
         load_tensors(path)
+
+
+def test_equal_tensors_make_equal_files_whatever_the_metadata(tmp_path: Path) -> None:
+    metadata = {name: name for name in ("spec", "epoch", "weights", "seed", "label")}
+    contents = set()
+    for i in range(8):
+        save_tensors(tmp_path / f"{i}.safetensors", {"w": torch.ones(2)}, metadata)
+        contents.add((tmp_path / f"{i}.safetensors").read_bytes())
+    assert len(contents) == 1

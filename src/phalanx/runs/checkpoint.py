@@ -37,7 +37,7 @@ from phalanx.runs.atomic import (
     write_new,
     write_text,
 )
-from phalanx.runs.canonical import JSON, non_finite
+from phalanx.runs.canonical import JSON, canonical_json, non_finite
 from phalanx.runs.manifest import MANIFEST_NAME, FileRecord, render_manifest, verify_manifest
 from phalanx.runs.sidecar import read_protected, write_protected
 
@@ -46,6 +46,7 @@ LATEST_NAME = "LATEST"
 STATE_NAME = "state.json"
 
 _SUFFIX = ".safetensors"
+_METADATA = "phalanx"
 _GROUP_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # ".old" is a checkpoint that one of the same step is about to replace
 _STEP_NAME = re.compile(r"step-(\d{8,})(\.old)?")
@@ -89,7 +90,9 @@ def _independent(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _render_group(group: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     _check_finite(group, tensors)
-    rendered: bytes = render_safetensors(_independent(tensors), metadata={**metadata, "schema": str(CHECKPOINT_SCHEMA)})
+    # one key: the format writes several in random order, and equal files must have equal bytes
+    described = canonical_json({**metadata, "schema": str(CHECKPOINT_SCHEMA)}).decode()
+    rendered: bytes = render_safetensors(_independent(tensors), metadata={_METADATA: described})
     return rendered
 
 
@@ -97,7 +100,7 @@ def _parse_group(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[st
     try:
         tensors: dict[str, Tensor] = parse_safetensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata: dict[str, str] = header.get("__metadata__", {})
+        metadata: dict[str, str] = json.loads(header.get("__metadata__", {}).get(_METADATA, "{}"))
     except (SafetensorError, ValueError, KeyError, AssertionError) as error:
         raise CorruptError(f"{path} is no safetensors file: {error}; restore it from a copy") from error
     _check_schema(path, metadata.pop("schema", str(CHECKPOINT_SCHEMA)))
