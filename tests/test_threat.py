@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -36,6 +36,7 @@ def points(x: Tensor, seed: int, scale: float) -> Tensor:
 
 
 @given(threats, shapes, dtypes, seeds, st.sampled_from([1e-3, 0.1, 1.0, 30.0]))
+@example(ThreatModel("L1", 0.5), (1, 1, 3, 5), torch.float32, 1, 30.0)  # float32 sums left the ball by 3e-6
 @settings(max_examples=200, deadline=None)
 def test_projection_stays_in_the_ball_and_is_idempotent(threat, shape, dtype, seed, scale) -> None:
     x = images(shape, seed, dtype)

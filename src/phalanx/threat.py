@@ -112,10 +112,12 @@ class ThreatModel:
             length = delta.flatten(1).norm(dim=1)
             scale = (epsilon / length.clamp_min(1e-12)).clamp_max(1)
             return (x + delta * _per_image(scale, x)).clamp(0, 1)
-        delta_BD = (x_adv - x).flatten(1)
-        x_BD = x.flatten(1)
+        # in float64: the shift is a small difference of large sums where a point lies far outside
+        x_BD = x.flatten(1).double()
+        delta_BD = x_adv.flatten(1).double() - x_BD
         room_BD = torch.where(delta_BD > 0, 1 - x_BD, x_BD)
-        return (x + _project_l1(delta_BD, room_BD, epsilon).reshape(x.shape)).clamp(0, 1)
+        projected_BD = x_BD + _project_l1(delta_BD, room_BD, epsilon)
+        return projected_BD.reshape(x.shape).to(x.dtype).clamp(0, 1)
 
     def random_start(self, x: Tensor, rng: SampleRng, *, restart: int = 0) -> Tensor:
         """A point drawn uniformly from the ball around each image of (B, ...), then clipped to [0, 1]."""

@@ -245,3 +245,16 @@ def test_a_model_that_cannot_be_copied_is_not_folded() -> None:
     model = nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))
     model.cache = model[0](torch.ones(1, 2, 3, 3))  # not a leaf of the graph: deepcopy refuses
     assert fold_batchnorm(model) is None
+
+
+def test_a_relu_overwrites_only_what_nobody_else_sees() -> None:
+    shared = nn.ReLU()
+    model = nn.Sequential(
+        ConvBN(1, 2), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU(), shared, nn.BatchNorm2d(2), shared
+    )
+    folded = fold_batchnorm(model.eval())
+    assert folded is not None
+    relus = [module for module in folded.modules() if isinstance(module, nn.ReLU)]
+    assert [relu.inplace for relu in relus] == [True, False] and not model[3].inplace
+    x = torch.rand(2, 1, 4, 4)
+    torch.testing.assert_close(folded(x), model(x))

@@ -79,3 +79,10 @@ def test_timeouts_are_incomplete(tmp_path: Path) -> None:
     assert [(notice.kind, notice.text) for notice in page.notices] == [
         ("incomplete", "1 of 3 correctly classified images ran out of time under pgd-50 and are not counted as robust.")
     ]
+
+
+def test_a_sentence_does_not_list_many_attacks(tmp_path: Path) -> None:
+    attacks = {"fgsm": "hhbh", "pgd-5": "hhhh", "pgd-50": "bhhh", "pgd-50x2": "bhhb"}
+    page = page_of(make_source(tmp_path, clean="hhhh", attacks=attacks))
+    # one of four is held by all
+    assert "25.0 % [4.6, 69.9] in the worst case over the 4 attacks of the table (Linf 8/255)" in page.summary[1]

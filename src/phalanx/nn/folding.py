@@ -36,14 +36,19 @@ def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d)
     layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
 
 
+def _places(model: nn.Module) -> Counter[int]:
+    """How often each module stands in the model, by id."""
+    # `children()` and `named_children()` skip a module's second place in one chain; `_modules` does not
+    return Counter(id(child) for module in model.modules() for child in module._modules.values())
+
+
 def _pairs(model: nn.Module) -> list[tuple[nn.Sequential, str, str]]:
     """(chain, layer's name, BatchNorm's name) wherever one feeds the other and nothing else.
 
     Only inside plain `nn.Sequential` chains, where that is certain without running the model, and only for modules
     that stand in one place.
     """
-    # `children()` and `named_children()` skip a module's second place in one chain; `_modules` does not
-    places = Counter(id(child) for module in model.modules() for child in module._modules.values())
+    places = _places(model)
     pairs = []
     for chain in model.modules():
         if type(chain) not in _CHAINS:
@@ -64,6 +69,14 @@ def _plain(layer: Any, norm: Any) -> bool:
     return tracked and not any(hooks)
 
 
+def _spare_a_copy(chain: nn.Sequential, folded_name: str, places: Counter[int]) -> None:
+    """A ReLU right after a folded pair may overwrite its input: nobody else sees it, and no gradient needs it."""
+    names = list(chain._modules)
+    follower = chain._modules.get(names[names.index(folded_name) + 1]) if names[-1] != folded_name else None
+    if type(follower) is nn.ReLU and places[id(follower)] == 1:
+        follower.inplace = not (follower._forward_hooks or follower._forward_pre_hooks)
+
+
 def fold_batchnorm(model: nn.Module) -> nn.Module | None:
     """A frozen evaluation-mode copy of `model` with its BatchNorms folded and its 4-d weights in channels_last.
 
@@ -76,10 +89,12 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
         folded = copy.deepcopy(model)
     except (RuntimeError, TypeError, NotImplementedError):
         return None
+    places = _places(folded)
     with torch.no_grad():
         for chain, name, norm_name in _pairs(folded):
             layer, norm = chain.get_submodule(name), chain.get_submodule(norm_name)
             assert isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
             _folded(layer, norm)
             setattr(chain, norm_name, nn.Identity())
+            _spare_a_copy(chain, norm_name, places)
     return folded.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -53,13 +53,18 @@ def _architecture(row: Row) -> str:
     return f"{row.experts} {row.expert} experts, {chosen} each image, {size}"
 
 
+_NAMED_ATTACKS = 3
+"""A sentence names at most so many; the table names all."""
+
+
 def _accuracy(row: Row, attacks: Sequence[Attack]) -> str:
     clean = f"Of {plural(row.n, 'image')}, {row.label} classifies {_rate(row.clean)} correctly when they are clean"
     if row.worst is None:
         return f"{clean}; it has not been attacked."
     faced = [attack for attack, done in zip(attacks, row.attacks, strict=True) if done]
     threats = listed(list(dict.fromkeys(attack.threat for attack in faced)))
-    names = listed([attack.label for attack in faced])
+    many = len(faced) > _NAMED_ATTACKS
+    names = f"the {len(faced)} attacks of the table" if many else listed([attack.label for attack in faced])
     under = f"under {names}" if len(faced) == 1 else f"in the worst case over {names}"
     return f"{clean} and {_rate(row.worst)} {under} ({threats})."
 
