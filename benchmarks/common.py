@@ -24,6 +24,7 @@ from typing import Any, Self
 import torch
 
 import phalanx
+from phalanx.workflow import processor_name
 
 SCHEMA = 1
 RESULTS = Path(__file__).parent / "results"
@@ -89,7 +90,7 @@ class Record:
         environment = {
             "date": datetime.now(UTC).date().isoformat(),
             "commit": _commit(),
-            "processor": _processor(),
+            "processor": processor_name(),
             "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
@@ -175,14 +176,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def _commit() -> str | None:

@@ -73,7 +73,7 @@ def environment(device: torch.device, started: str, seconds: float) -> dict[str,
         "torch": str(torch.__version__),
         "numpy": str(np.__version__),
         "platform": platform.system() + " " + platform.machine(),
-        "processor": torch.cuda.get_device_name(device) if on_gpu else _processor(),
+        "processor": torch.cuda.get_device_name(device) if on_gpu else processor_name(),
         "cpus": os.cpu_count(),
         "device": str(device),
         "threads": torch.get_num_threads(),
@@ -82,7 +82,8 @@ def environment(device: torch.device, started: str, seconds: float) -> dict[str,
     }
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """The CPU's model, as the system calls it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -161,12 +162,17 @@ def _refuse_other_data(run: Path, data: Splits) -> None:
 def train_run(config: RunConfig, folder: Path, reporter: Reporter | None = None) -> None:
     """Trains what a recipe describes."""
     device = pick_device(config.device)
-    if RunFolder(folder).status() == "new":
-        # a mistake that only building shows must not leave a folder bound to it
-        prepare_run(config, device, reporter)
+    # a mistake that only building shows must not leave a new folder bound to it
+    made = prepare_run(config, device, reporter) if RunFolder(folder).status() == "new" else None
     with cpu_threads(config.threads):
         plain = bound_config(to_plain(config))
-        train_into(folder, plain, lambda: prepare_run(config, device, reporter), device=device, reporter=reporter)
+        train_into(
+            folder,
+            plain,
+            lambda: made or prepare_run(config, device, reporter),
+            device=device,
+            reporter=reporter,
+        )
 
 
 def prepare_run(config: RunConfig, device: torch.device, reporter: Reporter | None = None) -> Trained:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import children
@@ -23,19 +21,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "run"
     assert children.finish(lambda: children.train(folder)) == 0
     return folder
-
-
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one mebibyte; skipped where mounting is not allowed."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.system(f"mount -t tmpfs -o size=1m tmpfs '{folder}' 2>/dev/null") != 0:
-        pytest.skip("mounting a tmpfs is not allowed here")
-    try:
-        yield folder
-    finally:
-        os.system(f"umount '{folder}'")
 
 
 def _limit_files(size: int) -> None:

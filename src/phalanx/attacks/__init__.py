@@ -10,7 +10,7 @@ from phalanx.attacks.objectives import OBJECTIVES
 from phalanx.attacks.pgd import PGD
 from phalanx.attacks.routing_attacks import RouteSteering
 from phalanx.attacks.surfaces import SURFACES
-from phalanx.attacks.target import Climb, Target
+from phalanx.attacks.target import Climb, Target, check_answers
 from phalanx.attacks.tracker import Found, Tracker
 
 AnyAttack = Annotated[FGSM | PGD | RouteSteering, Field(discriminator="name")]
@@ -29,4 +29,5 @@ __all__ = [
     "RouteSteering",
     "Target",
     "Tracker",
+    "check_answers",
 ]

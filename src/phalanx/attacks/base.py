@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from phalanx.attacks.objectives import OBJECTIVES
 from phalanx.attacks.surfaces import SURFACES, Model
-from phalanx.attacks.target import Target, errors_of
+from phalanx.attacks.target import Target, check_answers, check_classes, errors_of
 from phalanx.attacks.tracker import Found
 from phalanx.errors import InputError
 from phalanx.nn import exact_fp32, fold_batchnorm, frozen, preserved_rng, spec_of
@@ -70,20 +70,6 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
         raise InputError(
             f"pixels must lie in [0, 1], got {low:.6g} to {high:.6g}; "
             "undo any normalisation (it belongs inside the model) and divide uint8 pixels by 255"
-        )
-
-
-def _check_logits(logits: Any, size: int) -> None:
-    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == size):
-        kind = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the model must answer with logits ({size}, C), got {kind}; wrap it in one that does")
-
-
-def _check_classes(what: str, classes: Tensor, num_classes: int) -> None:
-    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
-        raise InputError(
-            f"{what} must be in 0..{num_classes - 1}, the model's classes, "
-            f"got {int(classes.min())}..{int(classes.max())}; count classes from 0"
         )
 
 
@@ -262,10 +248,9 @@ class Attack(ABC):
         x, y = x.detach(), y.long()
         with exact_fp32(), _borrowed(model) as search, torch.no_grad():
             clean = routed(model, x)
-            _check_logits(clean.logits, len(x))
-            _check_classes("labels", y, clean.logits.shape[1])
+            check_answers(clean.logits, y)
             if wanted is not None:
-                _check_classes("target", wanted, clean.logits.shape[1])
+                check_classes("target", wanted, clean.logits.shape[1])
             search = _trusted(model, search, x, clean.logits)
             wrong, invalid = errors_of(clean.logits, y)
             fallen = wrong | invalid

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from phalanx.attacks.objectives import OBJECTIVES
 from phalanx.attacks.surfaces import SURFACES, Model
+from phalanx.errors import InputError
 from phalanx.routing import Routed, routed, select
 
 
@@ -97,3 +98,20 @@ def errors_of(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(A,) finite and wrong, (A,) non-finite, of logits (A, C). Non-finite is invalid, never robust."""
     invalid = ~logits.isfinite().all(-1)
     return (logits.argmax(-1) != y) & ~invalid, invalid
+
+
+def check_answers(logits: object, y: Tensor) -> None:
+    """Raises InputError unless the model answers with one logit per class (A, C), and knows every label (A,)."""
+    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(y)):
+        kind = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"the model must answer with logits ({len(y)}, C), got {kind}; wrap it in one that does")
+    check_classes("labels", y, logits.shape[1])
+
+
+def check_classes(what: str, classes: Tensor, num_classes: int) -> None:
+    """Raises InputError for a class the model does not have: it would only look like a wrong answer."""
+    if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        raise InputError(
+            f"{what} must be in 0..{num_classes - 1}, the model's classes, "
+            f"got {int(classes.min())}..{int(classes.max())}; count classes from 0, and use the data the model is for"
+        )

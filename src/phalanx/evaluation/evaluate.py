@@ -18,9 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from phalanx import __version__
-from phalanx.attacks import Attack, AttackResult
+from phalanx.attacks import Attack, AttackResult, check_answers
 from phalanx.data import Batch, ImageSet
-from phalanx.errors import InputError
 from phalanx.evaluation.protocols import Member, Protocol
 from phalanx.nn import exact_fp32, frozen, preserved_rng, spec_of
 from phalanx.rng import SampleRng, derive_seed
@@ -136,19 +135,6 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _check_answer(logits: object, y: Tensor) -> None:
-    """Raises InputError unless the model answers with one logit per class, and knows every label."""
-    if not (isinstance(logits, Tensor) and logits.dim() == 2 and len(logits) == len(y)):
-        kind = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"the model must answer with logits ({len(y)}, C), got {kind}; wrap it in one that does")
-    if int(y.max()) >= logits.shape[1]:
-        # it would only look like a wrong answer
-        raise InputError(
-            f"labels must be in 0..{logits.shape[1] - 1}, the model's classes, got {int(y.max())}; "
-            "evaluate on the data it was trained for"
-        )
-
-
 def _clean_rows(batch: Batch, logits: Tensor) -> list[Verdict]:
     predicted = logits.argmax(-1)
     finite = logits.isfinite().all(-1)
@@ -218,7 +204,7 @@ def _clean_pass(model: Model, batch: Batch) -> tuple[list[Verdict], Tensor, Tens
     """Rows, (B,) bool correct and finite, and the images per expert (E,)."""
     with frozen(model), exact_fp32(), preserved_rng():
         logits, route = routed(model, batch.x)
-    _check_answer(logits, batch.y)
+    check_answers(logits, batch.y)
     correct = (logits.argmax(-1) == batch.y) & logits.isfinite().all(-1)
     load = None if route is None else max(load_per_expert(route), key=len).double() * len(batch.y)
     return _clean_rows(batch, logits), correct, load
