@@ -33,6 +33,7 @@ nightly: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/dispatch.py
 	$(BIN)/python benchmarks/pgd.py
+	$(BIN)/python benchmarks/rt_er.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -16,11 +16,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from phalanx.attacks import Attack
 from phalanx.data import ImageSet
 from phalanx.routing import MixtureOfExperts
+from phalanx.threat import ThreatModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("common", "dispatch", "trained", "pgd")
+SCRIPTS = ("common", "dispatch", "trained", "pgd", "rt_er")
 KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
 
 
@@ -175,6 +177,46 @@ def test_a_probe_reports_its_own_process(
     assert found["seconds_per_image"] > 0
     # a process that has imported torch is far above 50 MiB and, in bytes or kibibytes read wrongly, not below 1 TiB
     assert 50 < found["peak_mib"] < 2**20
+
+
+def test_rt_er_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.rt_er, "STEPS", 1)
+    record = scripts.rt_er.measure(width=4, batch=8, rounds=1, steering_steps=2)
+    plain = json.loads(scripts.common.write_record(record, tmp_path).read_text(encoding="utf-8"))
+    check_shape(plain)
+    assert plain["settings"]["steering_steps"] == 2
+    assert [bar["at_most"] for bar in plain["bars"]] == [False, True, True]
+    # 135 / 50
+    assert plain["measurements"]["jtdmoe_relative_to_rt_er"]["counted"] == 2.7
+
+
+def test_the_step_image_by_image_is_the_same_step(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    rt_er, losses = scripts.rt_er, []
+    # in a ball of radius 0 no start is random, and in evaluation mode both normalise alike
+    monkeypatch.setattr(rt_er, "THREAT", ThreatModel("Linf", 0.0))
+    method = rt_er.RTER(preset="code", attack=rt_er.PGD(steps=1), beta=rt_er.BETA, balance=0.0).within(rt_er.THREAT)
+    weights = []
+    for step in (rt_er.image_by_image, lambda it: rt_er.ours(method, it)):
+        it = rt_er.case(rt_er.mixture(4, 0).eval(), 8, "cpu")
+        losses.append(step(it))
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in it.model.parameters()]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    moved = (weights[0] - weights[1]).abs()
+    # Adam's first step is the sign of the gradient: where that is rounding noise, it goes either way
+    assert float((moved > 1e-6).float().mean()) < 0.05
+
+
+def test_neither_steering_nor_pgd_may_stop_early(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    results: list[Any] = []
+    run = Attack.run
+    monkeypatch.setattr(Attack, "run", lambda *arguments: results.append(run(*arguments)))
+    for attack in scripts.rt_er.attacks(width=4, batch=8, device="cpu", steps=3).values():
+        attack()
+    pgd, steering = results
+    assert (pgd.first_success == -1).all() and (steering.first_success == -1).all()
+    # at least the steps and the look at the end; PGD has two verdicts besides, steering four walks
+    assert (pgd.queries == 3 + 1 + 2).all()
+    assert (steering.queries >= 4 * (3 + 1) + 2).all()
 
 
 # -- what is committed ---------------------------------------------------------------------------------------------

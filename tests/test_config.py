@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from phalanx.config import (
+    DualConfig,
+    DualView,
     EvaluationConfig,
-    ModelConfig,
+    MixtureConfig,
+    ReproductionConfig,
     RouterConfig,
     RunConfig,
     StudyConfig,
+    StudyRun,
     ValidationConfig,
     bound_config,
     find_recipe,
@@ -25,6 +29,9 @@ from phalanx.errors import InputError
 from phalanx.loading import RecipeErrors, to_plain
 from phalanx.methods import AT, ST
 from phalanx.training import Adam, OneCycle
+
+RUNS = {"a": StudyRun(recipe="digits-st"), "b": StudyRun(recipe="digits-at")}
+AB = DualView(standard="a", robust="b")
 
 FULL_OF_MISTAKES = """\
 method:
@@ -82,12 +89,12 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         (lambda: RouterConfig(hidden=(8,)), r"hidden cannot be set for a linear router, got \(8,\); choose mlp or cnn"),
         (lambda: RouterConfig(name="mlp", hidden=()), r"hidden must hold widths of at least 1, got \(\)"),
         (lambda: RouterConfig(name="cnn", hidden=(4, 0)), r"hidden must hold widths of at least 1, got \(4, 0\)"),
-        (lambda: ModelConfig(experts=0), "experts must be at least 1, got 0"),
-        (lambda: ModelConfig(experts=2, top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3; lower top_k"),
-        (lambda: ModelConfig(top_k=0), r"top_k must be in 1\.\.experts=4 or 'all', got 0"),
-        (lambda: ModelConfig(temperature=0), "temperature must be positive, got 0"),
-        (lambda: ModelConfig(expert="../mlp"), r"expert must be a name or 'module:factory', got '\.\./mlp'"),
-        (lambda: ModelConfig(expert="a:b:c"), "expert must be a name or 'module:factory', got 'a:b:c'"),
+        (lambda: MixtureConfig(experts=0), "experts must be at least 1, got 0"),
+        (lambda: MixtureConfig(experts=2, top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3; lower top_k"),
+        (lambda: MixtureConfig(top_k=0), r"top_k must be in 1\.\.experts=4 or 'all', got 0"),
+        (lambda: MixtureConfig(temperature=0), "temperature must be positive, got 0"),
+        (lambda: MixtureConfig(expert="../mlp"), r"expert must be a name or 'module:factory', got '\.\./mlp'"),
+        (lambda: MixtureConfig(expert="a:b:c"), "expert must be a name or 'module:factory', got 'a:b:c'"),
         (lambda: ValidationConfig(n=0), "n must be at least 1, got 0; leave it out for all images"),
         (lambda: ValidationConfig(protocol="fgsm,pgd-2"), "protocol must be one attack, got 'fgsm,pgd-2'"),
         (lambda: EvaluationConfig(n=-1), "n must be at least 1, got -1"),
@@ -95,7 +102,17 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         (lambda: RunConfig(seed=2**31), r"seed must be in 0\.\.2\*\*31 - 1, got 2147483648"),
         (lambda: RunConfig(device="gpu"), "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (lambda: RunConfig(threads=0), r"threads must be in 1\.\.1024, got 0"),
+        (lambda: EvaluationConfig(analysis="fgsm,pgd-2"), "analysis must be one attack, got 'fgsm,pgd-2'"),
+        (lambda: DualConfig(standard="a", robust="a"), "standard and robust must be two runs, got 'a' twice"),
+        (lambda: DualConfig(standard="a", robust="b", alpha=1.5), r"alpha must be in \[0, 1\], .*, got 1.5"),
+        (lambda: DualView(standard="a", robust="a"), "standard and robust must be two runs, got 'a' twice"),
+        (lambda: DualView(standard="a", robust="b", alpha=-0.1), r"alpha must be in \[0, 1\], .*, got -0.1"),
+        (lambda: DualView(standard="a", robust="b", keep=0), r"keep must be in \(0, 1\], .*, got 0"),
         (lambda: StudyConfig(), "runs must name at least one run"),
+        (lambda: StudyConfig(runs=RUNS, duals={"a": AB}), "'a' names a run already; rename one"),
+        (lambda: StudyConfig(runs={"a": RUNS["a"]}, duals={"d": AB}), "duals.d: 'b' is no run of the study; it has a"),
+        (lambda: StudyConfig(runs=RUNS, rows=("c",)), "rows: 'c' is neither a run nor a dual of the study"),
+        (lambda: ReproductionConfig(title="t", source="s", study="dual"), "rows must name at least one row"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(build: Callable[[], object], message: str) -> None:
@@ -117,7 +134,7 @@ def test_a_recipe_of_ones_own_extends_a_shipped_one(tmp_path: Path) -> None:
     path = _recipe(tmp_path, "extends: digits-at\ntraining: {epochs: 3}\n")
     loaded = load_run(path, ("model.experts=8", "model.options.hidden=[5]"))
     assert loaded.value.training.epochs == 3 and isinstance(loaded.value.method, AT)
-    assert loaded.value.model == ModelConfig(expert="mlp", experts=8, options={"hidden": (5,)})
+    assert loaded.value.model == MixtureConfig(expert="mlp", experts=8, options={"hidden": (5,)})
     assert loaded.sources["training.epochs"].endswith("mine.yaml:2") and loaded.sources["model.experts"] == "--set"
 
 
@@ -135,9 +152,14 @@ def test_finding_a_recipe(tmp_path: Path) -> None:
 
 def test_studies(tmp_path: Path) -> None:
     study = load_study("quickstart").value
-    assert dict(study.runs) == {"st": "digits-st", "at": "digits-at"} and study.title == "Quickstart"
-    for text, yes in [("runs: {a: b}\n", True), ("# runs:\nseed: 1\n", False), ("model:\n  runs: 1\n", False)]:
-        assert is_study(Path(_recipe(tmp_path, text))) is yes
+    assert study.runs["st"] == StudyRun(recipe="digits-st") and study.title == "Quickstart"
+    assert study.duals["dual-0.7"] == DualView(standard="st", robust="rt-er", alpha=0.7)
+    texts = [
+        ("runs: {a: b}\n", True), ("# runs:\nseed: 1\n", False), ("model:\n  runs: 1\n", False),
+        ("extends: quickstart\n", True), ("extends: digits-at\n", False), ("extends: mine.yaml\n", False),
+    ]  # fmt: skip
+    for text, yes in texts:
+        assert is_study(Path(_recipe(tmp_path, text))) is yes, text
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
     assert not is_study(tmp_path / "binary.yaml") and not is_study(tmp_path / "gone.yaml")
     with pytest.raises(RecipeErrors, match="runs"):

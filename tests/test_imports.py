@@ -32,7 +32,9 @@ ALLOWED = {
     "config": "data.config loading methods threat training.config",
     "models": "config data experts nn routing runs",
     "console": "training",
-    "workflow": "config data evaluation loading methods models report runs threat training",
+    "worker": "training",
+    "workers": "runs training worker",
+    "workflow": "attacks config data evaluation loading methods models report routing runs threat training workers",
     "api": "*", "cli": "*", "__init__": "*",
 }  # fmt: skip
 
@@ -64,7 +66,9 @@ def test_a_room_imports_only_what_lies_below_it(path: Path) -> None:
     assert not wrong, f"{room} may import {sorted(allowed)}, not {wrong}"
 
 
-@pytest.mark.parametrize("name", ["phalanx", "phalanx.runs", "phalanx.report", "phalanx.loading", "phalanx.cli"])
+@pytest.mark.parametrize(
+    "name", ["phalanx", "phalanx.runs", "phalanx.report", "phalanx.loading", "phalanx.cli", "phalanx.workers"]
+)
 def test_these_do_not_load_torch(name: str) -> None:
     program = f"import sys, {name}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

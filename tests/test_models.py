@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 import tiny
-from phalanx.config import ModelConfig, RouterConfig
+from phalanx.config import MixtureConfig, RouterConfig
 from phalanx.data import Splits
 from phalanx.errors import CorruptError, InputError
-from phalanx.models import MODEL_NAME, build, build_model, load, read_description, save_description
+from phalanx.models import MODEL_NAME, build, build_mixture, load, read_description, save_description
 from phalanx.nn import spec_of
 from phalanx.routing import MixtureOfExperts
 from phalanx.runs.checkpoint import save_tensors
 from phalanx.runs.sidecar import write_protected
 
 CONFIGS = [
-    ModelConfig(expert="mlp", options={"hidden": (6,)}),
-    ModelConfig(expert="small_cnn", experts=2, top_k="all", temperature=2.0, options={"width": 2}),
-    ModelConfig(expert="mlp", experts=3, top_k=2, router=RouterConfig(name="mlp", hidden=(5,), train=False)),
-    ModelConfig(expert="mlp", experts=1),
-    ModelConfig(expert="tiny:noisy_cnn", experts=2, router=RouterConfig(name="cnn", hidden=(2,))),
+    MixtureConfig(expert="mlp", options={"hidden": (6,)}),
+    MixtureConfig(expert="small_cnn", experts=2, top_k="all", temperature=2.0, options={"width": 2}),
+    MixtureConfig(expert="mlp", experts=3, top_k=2, router=RouterConfig(name="mlp", hidden=(5,), train=False)),
+    MixtureConfig(expert="mlp", experts=1),
+    MixtureConfig(expert="tiny:noisy_cnn", experts=2, router=RouterConfig(name="cnn", hidden=(2,))),
 ]
 
 
@@ -42,9 +42,9 @@ def _save(run: Path, model: nn.Module, weights: str = "best") -> None:
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.expert)
-def test_built_recorded_and_loaded_bit_for_bit(tmp_path: Path, config: ModelConfig) -> None:
+def test_built_recorded_and_loaded_bit_for_bit(tmp_path: Path, config: MixtureConfig) -> None:
     data = tiny.digits()
-    model = build_model(config, data, seed=3)
+    model = build_mixture(config, data, seed=3)
     assert len(model.experts) == config.experts and (model.router is None) is (config.experts == 1)
     assert model.top_k == (config.experts if config.top_k == "all" else config.top_k)
     assert (model.temperature, model.train_router) == (config.temperature, config.router.train)
@@ -62,18 +62,18 @@ def test_the_seed_is_all_that_decides() -> None:
     data, config = tiny.digits(), CONFIGS[0]
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one = build_model(config, data, seed=1)
+    one = build_mixture(config, data, seed=1)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    assert _equal(build_model(config, data, seed=1), one)
-    assert not _equal(build_model(config, data, seed=2), one)
+    assert _equal(build_mixture(config, data, seed=1), one)
+    assert not _equal(build_mixture(config, data, seed=2), one)
     # each expert starts elsewhere
     assert not torch.equal(one.experts[0][2].weight, one.experts[1][2].weight)
 
 
 def test_experts_and_router_normalise_with_the_datas_numbers() -> None:
     data = tiny.digits()
-    model = build_model(CONFIGS[0], data, seed=0)
+    model = build_mixture(CONFIGS[0], data, seed=0)
     for part in (model.router, *model.experts):
         assert part[0].mean.flatten().tolist() == pytest.approx(data.mean)
         assert part[0].std.flatten().tolist() == pytest.approx(data.std)
@@ -95,7 +95,7 @@ def test_a_hand_built_model_needs_its_factory(tmp_path: Path) -> None:
 
 
 def test_best_or_last(tmp_path: Path) -> None:
-    best, last = (build_model(CONFIGS[0], tiny.digits(), seed) for seed in (0, 1))
+    best, last = (build_mixture(CONFIGS[0], tiny.digits(), seed) for seed in (0, 1))
     _save(tmp_path, best)
     with pytest.raises(InputError, match="has no last weights; the run has not got that far, or was not validated"):
         load(tmp_path, weights="last")
@@ -104,7 +104,7 @@ def test_best_or_last(tmp_path: Path) -> None:
 
 
 def test_loading_draws_no_random_number(tmp_path: Path) -> None:
-    _save(tmp_path, build_model(CONFIGS[0], tiny.digits(), 0))
+    _save(tmp_path, build_mixture(CONFIGS[0], tiny.digits(), 0))
     before = torch.get_rng_state()
     load(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
@@ -112,7 +112,7 @@ def test_loading_draws_no_random_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [MODEL_NAME, f"{MODEL_NAME}.sha256", "best.safetensors", "best.safetensors.sha256"])
 def test_one_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
-    _save(tmp_path, build_model(CONFIGS[0], tiny.digits(), 0))
+    _save(tmp_path, build_mixture(CONFIGS[0], tiny.digits(), 0))
     content = bytearray((tmp_path / name).read_bytes())
     for position in {0, len(content) // 3, len(content) // 2, len(content) - 2}:
         damaged = content.copy()
@@ -125,7 +125,7 @@ def test_one_flipped_bit_is_found(tmp_path: Path, name: str) -> None:
 
 
 def _description(tmp_path: Path, **change: Any) -> None:
-    _save(tmp_path, build_model(CONFIGS[0], tiny.digits(), 0))
+    _save(tmp_path, build_mixture(CONFIGS[0], tiny.digits(), 0))
     description = {**read_description(tmp_path), **change}
     write_protected(tmp_path / MODEL_NAME, json.dumps(description).encode())
 
@@ -146,7 +146,7 @@ def test_descriptions_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_what_a_description_says(tmp_path: Path) -> None:
     data = tiny.digits()
-    model = build_model(CONFIGS[3], data, seed=0)
+    model = build_mixture(CONFIGS[3], data, seed=0)
     _save(tmp_path, model)
     description = read_description(tmp_path)
     # 64*128 + 128 + 128*64 + 64 + 64*10 + 10
@@ -159,11 +159,11 @@ def test_images_must_be_square() -> None:
     data = tiny.digits()
     flat = [images.__class__(images.pixels[:, :, :4], images.labels, images.ids, 16) for images in data.parts.values()]
     with pytest.raises(InputError, match=r"images must be square, got 4 x 8; set data\.size"):
-        build_model(CONFIGS[0], Splits(*flat, data.name, data.class_names, data.mean, data.std), 0)
+        build_mixture(CONFIGS[0], Splits(*flat, data.name, data.class_names, data.mean, data.std), 0)
 
 
 def test_an_own_expert_must_still_be_importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _save(tmp_path, build_model(CONFIGS[4], tiny.digits(), 0))
+    _save(tmp_path, build_mixture(CONFIGS[4], tiny.digits(), 0))
     with monkeypatch.context() as patch:
         patch.delitem(sys.modules, "tiny")
         patch.setattr(sys, "path", [entry for entry in sys.path if not (Path(entry) / "tiny.py").exists()])

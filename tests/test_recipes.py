@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from phalanx.config import DualConfig, MixtureConfig, load_run, shipped_recipes, shipped_reproductions
 from phalanx.config import is_study as describes_study
-from phalanx.config import load_run, load_study, shipped_recipes
+from phalanx.errors import InputError
 from phalanx.evaluation import protocol
+from phalanx.loading import RecipeErrors
 from phalanx.runs import RunFolder
 from phalanx.runs.metrics import read_metrics
-from phalanx.workflow import train_run
+from phalanx.workflow import plan, reproduction, train_run
+from phalanx.workflow.reproducing import Scale
 
 RECIPES = {name: path for name, path in shipped_recipes().items() if not describes_study(path)}
 STUDIES = sorted(set(shipped_recipes()) - set(RECIPES))
@@ -28,6 +32,10 @@ ONE_STEP = (
     "device=cpu",
     "threads=1",
 )
+
+
+# the pieces that a dual model is made of, small
+HALVES = {"standard": "st", "robust": "rt-er"}
 
 
 def _png(seed: int) -> bytes:
@@ -57,6 +65,12 @@ def test_every_recipe_takes_a_step(tmp_path: Path, name: str) -> None:
         images = cifar10_like(tmp_path / "images")
         small = ("model.options.width=4", "data.val_fraction=0.5", "data.train_limit=10", "training.batch_size=10")
         overrides += (*small, f"data.name=parquet:{images}", f"data.cache={tmp_path / 'cache'}")
+    family = name.partition("-")[0]
+    if name.endswith("jtdmoe"):
+        for half in HALVES.values():
+            train_run(load_run(f"{family}-{half}", overrides).value, tmp_path / half)
+        overrides = tuple(item for item in overrides if not item.startswith("model."))
+        overrides += tuple(f"model.{key}={tmp_path / half}" for key, half in HALVES.items())
     config = load_run(name, overrides).value
     train_run(config, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
@@ -64,7 +78,8 @@ def test_every_recipe_takes_a_step(tmp_path: Path, name: str) -> None:
     run.verify()
     trained, validated = read_metrics(run.resolve("metrics.jsonl"))
     assert trained["step"] == 1 and np.isfinite(trained["loss"])
-    assert len(trained.get("load", [1.0])) == config.model.experts
+    if isinstance(config.model, MixtureConfig):
+        assert len(trained.get("load", [1.0])) == config.model.experts
     assert 0 <= validated["robust_accuracy"] <= validated["accuracy"] <= 1
 
 
@@ -78,9 +93,39 @@ def test_a_recipe_says_what_it_is_for(name: str) -> None:
 
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_names_recipes_that_share_threat_and_data(name: str) -> None:
-    study = load_study(name).value
-    runs = [load_run(recipe).value for recipe in study.runs.values()]
-    assert study.title and study.description
+    work = plan(name)
+    runs = list(work.runs.values())
+    assert work.title and work.description
     # rows of one table must be comparable
     assert len({str((run.threat, run.data, run.evaluation)) for run in runs}) == 1
-    assert len({run.label for run in runs}) == len(runs)
+    assert len({work.label(row) for row in work.table}) == len(work.table)
+
+
+def test_a_setting_of_experts_passes_by_a_model_made_of_runs() -> None:
+    runs = plan("dual-reduced").runs
+    assert isinstance(runs["jtdmoe-0.5"].model, DualConfig) and runs["jtdmoe-0.5"].model.alpha == 0.5
+    assert isinstance(runs["rt-er-e3"].model, MixtureConfig)
+    assert (runs["rt-er-e3"].model.experts, runs["rt-er-e3"].model.options["width"]) == (3, 16)
+    with pytest.raises(RecipeErrors, match="hidden"):
+        plan("dual-reduced", ("model.hidden=3",))
+
+
+@pytest.mark.parametrize("name", shipped_reproductions())
+def test_a_papers_table_names_rows_of_its_study(name: str) -> None:
+    for scale in get_args(Scale):
+        made = reproduction(name, scale)
+        assert made.plan.rows and made.source and scale in made.plan.title
+        assert set(made.reported) <= {made.plan.label(row) for row in made.plan.rows}
+        for printed in made.reported.values():
+            assert set(printed) <= {"SA", "RA", "RA-E", "RA-R", "RA-RMoE", "RA-SMoE", "smooth"}
+            assert all(0 <= value <= 100 for value in printed.values())
+    assert "at-top2" not in reproduction("dual/table3", "digits").plan.runs
+
+
+def test_an_unknown_table_scale_or_row() -> None:
+    with pytest.raises(InputError, match=r"no table is named 'dual/table99'; there are .*dual/table3"):
+        reproduction("dual/table99", "digits")
+    with pytest.raises(InputError, match=r"--scale must be one of digits, reduced, full, got 'tiny'"):
+        reproduction("dual/table3", "tiny")
+    with pytest.raises(InputError, match=r"the study has no row 'x'; it has st, at"):
+        plan("quickstart").only(["x"])

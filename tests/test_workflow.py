@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,19 +18,24 @@ import torch
 from torch import nn
 
 import tiny
-from phalanx.config import EvaluationConfig, RunConfig, load_run
+from phalanx.config import DualView, EvaluationConfig, RunConfig, load_run
 from phalanx.data import DataConfig
 from phalanx.errors import CorruptError, InputError, Interrupted, LockedError
 from phalanx.evaluation import Evaluation
-from phalanx.models import load, read_description, save_description
+from phalanx.evaluation.evaluate import model_sha256
+from phalanx.models import join, load, read_description, save_description
+from phalanx.routing import DualModel
 from phalanx.runs import Ledger, RunFolder
+from phalanx.runs.atomic import render_json
 from phalanx.runs.checkpoint import load_latest
+from phalanx.runs.sidecar import verify_sidecar, write_protected
 from phalanx.training import Silent
 from phalanx.workflow import (
     Plan,
     Trained,
     cpu_threads,
     data_config,
+    evaluate_dual,
     evaluate_run,
     evaluation_folder,
     find_rows,
@@ -53,7 +59,8 @@ TINY = (
     "training.batch_size=32",
     "training.validate_every=1",
     "validation.protocol=pgd-2",
-    "evaluation.protocol=fgsm,pgd-2",
+    "evaluation.protocol=fgsm,routing-2",
+    "evaluation.analysis=pgd-2",
     "evaluation.batch_size=10",
     "device=cpu",
 )
@@ -216,7 +223,7 @@ def load_model(tmp_path: Path) -> nn.Module:
 def test_an_evaluation_is_done_once(run: Path, tmp_path: Path) -> None:
     config = replace(_config().evaluation, n=12, weights="last")
     folder = evaluation_folder(run, config)
-    assert folder == run / "evaluations/fgsm+pgd-2-last-12"
+    assert folder == run / "evaluations/fgsm+routing-2-last-12"
     found = evaluate_run(run, folder, config)
     assert isinstance(found, Evaluation) and found.n == 12 and found.robust_acc <= found.clean_acc
     assert evaluate_run(run, folder, config) is None
@@ -284,7 +291,9 @@ RUN_FILES = [
     "checkpoints/LATEST", "checkpoints/step-00000006/MANIFEST.json", "checkpoints/step-00000006/model.safetensors",
     "checkpoints/step-00000006/optimizer.safetensors", "checkpoints/step-00000006/state.json",
 ]  # fmt: skip
-EVALUATION_FILES = ["run.json", "MANIFEST.json", "evaluation.json", "ledger.sqlite", "ledger.sqlite.sha256"]
+EVALUATION_FILES = [
+    "run.json", "MANIFEST.json", "evaluation.json", "analysis.json", "ledger.sqlite", "ledger.sqlite.sha256",
+]  # fmt: skip
 
 
 def test_these_are_all_the_files(run: Path) -> None:
@@ -335,15 +344,35 @@ def test_a_missing_file_is_found(run: Path) -> None:
 # -- studies -------------------------------------------------------------------------------------------------------
 
 
+STUDY = """\
+title: Joined
+description: Two mixtures, joined.
+set: [method.balance=0.2]
+runs:
+  st: {recipe: digits-st}
+  at: {recipe: digits-at, set: [method.attack.steps=2]}
+  joint: {recipe: digits-jtdmoe, set: [model.robust=at, method.attack.steps=2, label=joined]}
+duals:
+  dual: {standard: st, robust: at, alpha: 0.7}
+  picked: {standard: st, robust: at, keep: 0.9, label: as picked}
+rows: [at, st, dual, picked, joint]
+"""
+TRAINED = ("st", "at", "joint")
+ROWS = ("at", "st", "dual", "picked", "joint")
+
+
 def _quiet(name: str) -> AbstractContextManager[Silent]:
     return nullcontext(Silent())
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path, list[tuple[str, str]]]:
-    """A small study, made; and the steps of making it."""
-    work = plan("quickstart", TINY)
-    folder = tmp_path_factory.mktemp("study") / "quickstart"
+    """A small study, made: two mixtures, their dual model as it is and at a picked alpha, and trained jointly; and the
+    steps of making it."""
+    folder = tmp_path_factory.mktemp("study") / "joined"
+    recipe = folder.parent / "joined.yaml"
+    recipe.write_text(STUDY)
+    work = plan(str(recipe), TINY)
     steps: list[tuple[str, str]] = []
     make_study(work, folder, _quiet, progress=lambda *step: steps.append(step))
     return work, folder, steps
@@ -351,39 +380,145 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Path, list[tu
 
 def test_a_study_is_made_once(study: tuple[Plan, Path, list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch) -> None:
     work, folder, steps = study
-    names = ["st", "st.evaluation", "at", "at.evaluation"]
+    names = [*TRAINED, *(f"{row}.evaluation" for row in ROWS)]
     assert sorted(steps) == sorted((name, step) for name in names for step in ("running", "finished"))
     for name in names:
         assert steps.index((name, "running")) < steps.index((name, "finished"))
-    for name in ("st", "at"):
-        assert steps.index((name, "finished")) < steps.index((f"{name}.evaluation", "running"))
+    needs = {f"{name}.evaluation": (name,) for name in TRAINED}
+    needs |= {"joint": ("st", "at"), "dual.evaluation": ("st", "at"), "picked.evaluation": ("st", "at")}
+    for name, needed in needs.items():
+        for need in needed:
+            assert steps.index((need, "finished")) < steps.index((name, "running"))
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
     def never(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("a finished study trains and evaluates nothing")
 
-    workflow = sys.modules["phalanx.workflow"]
-    for function in ("train", "evaluate", "load_data"):
-        monkeypatch.setattr(workflow, function, never)
+    for module, functions in (("training", ("train", "load_data")), ("evaluating", ("evaluate", "load_data"))):
+        for function in functions:
+            monkeypatch.setattr(sys.modules[f"phalanx.workflow.{module}"], function, never)
     again: list[tuple[str, str]] = []
     rows = make_study(work, folder, _quiet, progress=lambda *step: again.append(step))
     assert sorted(again) == sorted((name, "skipped") for name in names)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
-    assert [(row.label, row.run.name, row.evaluation.name) for row in rows] == [
-        ("ST", "st", "st.evaluation"), ("AT", "at", "at.evaluation"),
+    shown = [(row.label, row.run.name, row.evaluation.name, row.standard and row.standard.name) for row in rows]
+    assert shown == [
+        ("AT", "at", "at.evaluation", None), ("ST", "st", "st.evaluation", None),
+        ("dual, alpha 0.7", "at", "dual.evaluation", "st"), ("as picked", "at", "picked.evaluation", "st"),
+        ("joined", "joint", "joint.evaluation", None),
     ]  # fmt: skip
+
+
+def test_a_dual_model_of_the_study(study: tuple[Plan, Path, list[tuple[str, str]]]) -> None:
+    _, folder, _ = study
+    records = {row: json.loads((folder / f"{row}.evaluation/evaluation.json").read_text()) for row in ROWS}
+    assert records["st"]["view"] is None and records["joint"]["view"] is None
+    assert records["dual"]["view"] == {"kind": "dual", "alpha": 0.7, "mix": "probabilities", "picked": None}
+    picked = records["picked"]["view"]
+    assert 0.5 <= picked["alpha"] <= 1 and picked["picked"]["keep"] == 0.9
+    # nothing but the mix of the two runs' weights
+    expected = DualModel(load(folder / "st"), load(folder / "at"), 0.7)
+    assert records["dual"]["model_sha256"] == model_sha256(expected)
+    with Ledger.read(folder / "dual.evaluation/ledger.sqlite") as ledger:
+        assert {"pgd-2@standard", "pgd-2@robust", "joint-2x9", "steer-2"} <= set(ledger.attacks())
+    # the jointly trained one has moved away from both, and needs neither to be loaded
+    trained = load(folder / "joint")
+    assert isinstance(trained, DualModel)
+    for half, began in (("standard", "st"), ("robust", "at")):
+        before, after = load(folder / began).state_dict(), getattr(trained, half).state_dict()
+        assert any(not torch.equal(before[name], after[name]) for name in before)
+        assert read_description(folder / "joint")["made_from"][half] == verify_sidecar(
+            folder / began / "best.safetensors"
+        )
+
+
+def test_a_study_does_not_depend_on_the_number_of_processes(
+    study: tuple[Plan, Path, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    work, folder, _ = study
+    make_study(work, tmp_path / "joined", _quiet, workers=2)
+    for name in TRAINED:
+        assert (tmp_path / "joined" / name / "last.safetensors").read_bytes() == (
+            folder / name / "last.safetensors"
+        ).read_bytes()
+    for row in ROWS:
+        tables = []
+        for made in (folder, tmp_path / "joined"):
+            with Ledger.read(made / f"{row}.evaluation/ledger.sqlite") as ledger:
+                tables.append(ledger.table_sha256())
+        assert tables[0] == tables[1], row
+
+
+def test_a_dual_model_from_the_command_line_is_the_studys(
+    study: tuple[Plan, Path, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    _, folder, _ = study
+    made = Path(shutil.copytree(folder, tmp_path / "joined"))
+    view = DualView(standard=str(made / "st"), robust=str(made / "at"), alpha=0.7)
+    config = load_run("digits-at", TINY).value.evaluation
+    target = evaluation_folder(made / "at", config, view)
+    assert target.name.endswith("-dual-st-0.7-probabilities")
+    evaluate_dual(made / "st", made / "at", target, view, config)
+    ledgers = []
+    for path in (target, made / "dual.evaluation"):
+        with Ledger.read(path / "ledger.sqlite") as ledger:
+            ledgers.append((ledger.binding(), ledger.table_sha256()))
+    assert ledgers[0] == ledgers[1]
+    (row,) = find_rows([made / "at"])
+    assert row.run == made / "at" and row.standard == made / "st"
+
+
+def test_halves_that_cannot_be_joined(
+    study: tuple[Plan, Path, list[tuple[str, str]]], finished: Path, tmp_path: Path
+) -> None:
+    _, folder, _ = study
+    with pytest.raises(InputError, match=r"the standard half, .*joint, is a DualModel; join two mixtures"):
+        join(folder / "joint", folder / "at", 0.7)
+    joint = plan(str(folder.parent / "joined.yaml"), TINY).runs["joint"]
+    halves = {"st": folder / "st", "at": folder / "at"}
+    with pytest.raises(InputError, match=r"model\.standard: nowhere does not exist; check the name, or train it first"):
+        train_run(replace(joint, model=replace(joint.model, standard="nowhere")), tmp_path / "run", folders=halves)
+    with pytest.raises(tiny.Stop):
+        train_run(_config(), tmp_path / "half", tiny.StopAt(4))
+    with pytest.raises(InputError, match=r"model\.robust: .*half is not finished \(status running\)"):
+        train_run(joint, tmp_path / "run", folders={**halves, "at": tmp_path / "half"})
+    assert not (tmp_path / "run").exists()
+    # other classes, by their description
+    other = Path(shutil.copytree(finished, tmp_path / "other"))
+    description = json.loads((other / "model.json").read_bytes())
+    for key, value in (("class_names", ["cat", "dog"]), ("mean", [0.25])):
+        changed = {**description, "data": {**description["data"], key: value}}
+        write_protected(other / "model.json", render_json(changed))
+        with pytest.raises(InputError, match=r"the halves do not fit together: .*; join runs on the same data"):
+            join(folder / "st", other, 0.7)
+
+
+def test_a_joint_run_is_not_continued_from_other_halves(
+    study: tuple[Plan, Path, list[tuple[str, str]]], tmp_path: Path
+) -> None:
+    work, folder, _ = study
+    joint, halves = work.runs["joint"], {"st": folder / "st", "at": folder / "at"}
+    with pytest.raises(tiny.Stop):
+        train_run(joint, tmp_path / "run", tiny.StopAt(2), folders=halves)
+    train_run(_config("seed=5", "model.experts=2"), tmp_path / "other")
+    with pytest.raises(InputError, match="was begun from other weights of its robust half"):
+        train_run(joint, tmp_path / "run", folders={**halves, "at": tmp_path / "other"})
+    train_run(joint, tmp_path / "run", folders=halves)
+    whole, resumed = (path / "last.safetensors" for path in (folder / "joint", tmp_path / "run"))
+    assert whole.read_bytes() == resumed.read_bytes()
 
 
 def test_a_changed_study_in_the_same_folder_is_refused_by_key(
     study: tuple[Plan, Path, list[tuple[str, str]]], tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(study[1], tmp_path / "study"))
+    recipe = str(study[1].parent / "joined.yaml")
     for override, key in [("training.epochs=3", "training.epochs: 2 -> 3"), ("evaluation.n=5", "n: null -> 5")]:
         with pytest.raises(InputError) as caught:
-            make_study(plan("quickstart", (*TINY, override)), folder, _quiet)
+            make_study(plan(recipe, (*TINY, override)), folder, _quiet)
         assert key in str(caught.value)
-    make_study(plan("quickstart", (*TINY, "evaluation.n=5")), folder, _quiet, fresh=True)
-    assert len(find_rows([folder])) == 2
+    make_study(plan(recipe, (*TINY, "evaluation.n=5")), folder, _quiet, fresh=True)
+    assert len(find_rows([folder])) == len(ROWS)
 
 
 def test_a_mistake_in_the_last_run_is_found_before_the_first_is_trained(tmp_path: Path) -> None:
@@ -396,12 +531,13 @@ def test_a_mistake_in_the_last_run_is_found_before_the_first_is_trained(tmp_path
 def test_a_recipe_is_a_study_of_one() -> None:
     work = plan("digits-at", TINY)
     assert (work.title, list(work.runs)) == ("AT", ["digits-at"])
-    assert list(plan("quickstart").runs) == ["st", "at"]
+    assert plan("quickstart").table[:2] == ("st", "at")
 
 
 def test_the_rows_of_folders(study: tuple[Plan, Path, list[tuple[str, str]]], finished: Path, tmp_path: Path) -> None:
     rows = find_rows([study[1], finished])
-    assert [row.label for row in rows] == ["at", "st", "run fgsm+pgd-2-best-all"]
+    labels = ["AT", "dual, alpha 0.7", "joined", "as picked", "ST", "run fgsm+routing-2-best-all"]
+    assert [row.label for row in rows] == labels
     with pytest.raises(InputError, match="is no folder; give a study's or a run's folder"):
         find_rows([tmp_path / "nowhere"])
     with pytest.raises(InputError, match=r"nothing evaluated in .*; run phalanx evaluate RUN"):
@@ -412,7 +548,7 @@ def test_a_report_of_the_study(study: tuple[Plan, Path, list[tuple[str, str]]], 
     work, folder, _ = study
     rows = find_rows([folder])
     _, files = report_on(rows, tmp_path, title=work.title, description=work.description, command="phalanx run x")
-    assert "Quickstart" in files["report.html"].read_text()
+    assert "Joined" in files["report.html"].read_text()
 
 
 # -- small parts ---------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ def evaluate(
     """Clean and robust accuracy of any callable, images (B, C, H, W) in [0, 1] to logits (B, C).
 
     Args:
-        protocol: attacks joined by commas: "fgsm", "pgd-50", "pgd-50x10", each with "-margin" if wanted.
+        protocol: attacks joined by commas, such as "fgsm", "pgd-50x10" or "routing-50": every surface the model has.
         out: a ledger file that keeps every verdict and lets the same call continue; None keeps them in memory.
 
     Raises InputError for an unknown protocol, bad images or logits, or a ledger of another model, data or threat.
@@ -162,7 +162,7 @@ def evaluate(
     return _evaluate(
         model,
         images,
-        _protocol(protocol, threat),
+        _protocol(protocol, threat, halves=isinstance(model, DualModel)),
         threat,
         ledger=None if out is None else Path(out),
         batch_size=batch_size,

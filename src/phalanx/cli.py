@@ -17,7 +17,10 @@ from phalanx import __version__
 from phalanx.errors import PhalanxError
 
 if TYPE_CHECKING:
+    from phalanx.config import DualView
+    from phalanx.report import RowSource
     from phalanx.runs import Summary
+    from phalanx.workflow import Plan
 
 EXIT_CODES = """Exit codes: 0 done, 2 wrong input, 3 training diverged, 4 a file is corrupt, 5 disk full or not
 writable, 6 the folder is in use, 130 or 143 stopped by a signal after saving."""
@@ -45,6 +48,15 @@ OutOption = Annotated[
     Path | None,
     typer.Option("--out", metavar="DIR", help="Where to write. [default: runs/RECIPE]"),
 ]
+WorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--workers",
+        min=1,
+        max=64,
+        help="Processes for independent runs. [default: 2 on a CPU with two cores or more, else 1]",
+    ),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Remove what the folder holds and start again.")]
 
 
@@ -68,23 +80,83 @@ def _root(
 
 
 @app.command()
-def run(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None, fresh: FreshOption = False) -> None:
+def run(
+    recipe: RecipeArgument,
+    set_: SetOption = None,
+    out: OutOption = None,
+    fresh: FreshOption = False,
+    workers: WorkersOption = None,
+) -> None:
     """Train and evaluate everything a study or recipe names; print the table, write the report.
 
     The same command takes up interrupted work where it stopped, and repeats nothing that is finished.
     """
-    from phalanx.console import ConsoleReporter
     from phalanx.report import terminal_table
-    from phalanx.workflow import make_study, plan, report_on
+    from phalanx.workflow import plan, report_on
 
     overrides = tuple(set_ or ())
     work = plan(recipe, overrides)
     folder = _out(out, recipe)
-    rows = make_study(
-        work, folder, ConsoleReporter, fresh=fresh, progress=lambda name, step: typer.echo(f"{name}: {step}", err=True)
-    )
+    rows = _made(work, folder, fresh, workers)
     command = " ".join(["phalanx run", recipe, *(f"--set {item}" for item in overrides)])
     page, files = report_on(rows, folder, title=work.title, description=work.description, command=command)
+    typer.echo(terminal_table(page))
+    typer.echo(f"report: {files['report.html']}")
+
+
+def _made(work: Plan, folder: Path, fresh: bool, workers: int | None) -> list[RowSource]:
+    from phalanx.console import ConsoleReporter
+    from phalanx.workflow import default_workers, make_study
+
+    return make_study(
+        work,
+        folder,
+        ConsoleReporter,
+        fresh=fresh,
+        progress=lambda name, step: typer.echo(f"{name}: {step}", err=True),
+        workers=workers or default_workers(work),
+    )
+
+
+@app.command()
+def reproduce(
+    table: Annotated[
+        str | None, typer.Argument(metavar="TABLE", help="A paper's table, such as dual/table3; none lists them.")
+    ] = None,
+    scale: Annotated[
+        str, typer.Option(help="digits (minutes on a CPU), reduced (narrow, few epochs) or full (the paper's size).")
+    ] = "digits",
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where the study's runs go. [default: runs/STUDY, shared by tables]"),
+    ] = None,
+    fresh: FreshOption = False,
+    workers: WorkersOption = None,
+) -> None:
+    """Make the rows of a paper's table: what was printed, what the released attack says, and what was measured."""
+    from phalanx.config import load_reproduction, shipped_reproductions
+    from phalanx.report import terminal_table
+    from phalanx.workflow import report_on, reproduction
+
+    if table is None:
+        for name in shipped_reproductions():
+            typer.echo(f"{name:<16} {load_reproduction(name).value.title}")
+        return
+    overrides = tuple(set_ or ())
+    made = reproduction(table, scale, overrides)
+    folder = made.folder(out)
+    rows = _made(made.plan, folder, fresh, workers)
+    command = " ".join([f"phalanx reproduce {table} --scale {scale}", *(f"--set {item}" for item in overrides)])
+    page, files = report_on(
+        rows,
+        folder / "tables" / table.replace("/", "-"),
+        title=made.plan.title,
+        description=made.plan.description,
+        command=command,
+        reported=made.reported,
+        reported_source=made.source,
+    )
     typer.echo(terminal_table(page))
     typer.echo(f"report: {files['report.html']}")
 
@@ -118,29 +190,59 @@ def evaluate(
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
     weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together; changes no verdict.")] = 64,
+    standard: Annotated[
+        Path | None,
+        typer.Option(metavar="RUN", help="Evaluate the dual model of this standard half and RUN, the robust one."),
+    ] = None,
+    alpha: Annotated[
+        str | None,
+        typer.Option(
+            help="Weight of the robust half in [0, 1]; picked: by its margins on validation data. [default: picked]"
+        ),
+    ] = None,
 ) -> None:
     """Measure a run's clean and robust accuracy on its test split, or go on where that was stopped."""
     from phalanx.config import EvaluationConfig
     from phalanx.console import ConsoleReporter
     from phalanx.errors import InputError
     from phalanx.runs import Ledger, summarise
-    from phalanx.workflow import LEDGER_NAME, evaluate_run, evaluation_folder, run_config
+    from phalanx.workflow import LEDGER_NAME, evaluate_dual, evaluate_run, evaluation_folder, run_config
 
     if weights not in ("best", "last"):
         raise InputError(f"--weights must be best or last, got {weights!r}")
+    if standard is None and alpha is not None:
+        raise InputError("--alpha is a dual model's; give --standard RUN too")
     settings = EvaluationConfig(
         protocol=protocol or run_config(run).evaluation.protocol,
         n=n,
         weights="best" if weights == "best" else "last",
         batch_size=batch_size,
+        analysis=run_config(run).evaluation.analysis,
     )
-    folder = evaluation_folder(run, settings)
+    view = None if standard is None else _dual_view(standard, run, alpha or "picked")
+    folder = evaluation_folder(run, settings, view)
     with ConsoleReporter(f"{run.name} {settings.protocol}") as reporter:
-        evaluate_run(run, folder, settings, reporter)
+        if view is None:
+            evaluate_run(run, folder, settings, reporter)
+        else:
+            evaluate_dual(Path(view.standard), run, folder, view, settings, reporter)
     with Ledger.read(folder / LEDGER_NAME) as ledger:
-        binding = ledger.binding()
-        typer.echo(_summary_text(summarise(ledger.rows()), f"{binding.norm} {binding.eps}"))
+        binding, attacks = ledger.binding(), ledger.attacks()
+        aside = [name for name, spec in attacks.items() if spec.get("reproduction")]
+        typer.echo(_summary_text(summarise(ledger.rows(), aside=aside), f"{binding.norm} {binding.eps}"))
     typer.echo(f"evaluation: {folder}")
+
+
+def _dual_view(standard: Path, robust: Path, alpha: str) -> DualView:
+    from phalanx.config import DualView
+    from phalanx.errors import InputError
+
+    try:
+        return DualView(
+            standard=str(standard), robust=str(robust), alpha="picked" if alpha == "picked" else float(alpha)
+        )
+    except ValueError as error:
+        raise InputError(f"--alpha: {error}") from None
 
 
 def _summary_text(summary: Summary, threat: str) -> str:
@@ -192,6 +294,8 @@ def recipes_show(
     import yaml
 
     from phalanx.config import find_recipe, is_study, load_run, load_study
+    from phalanx.loading import to_plain
+    from phalanx.workflow import plan
 
     path = find_recipe(recipe)
     if not (resolved or set_):
@@ -201,8 +305,8 @@ def recipes_show(
     if not is_study(path):
         shown: object = load_run(recipe, overrides).resolved
     else:
-        study = load_study(recipe)
-        shown = {**study.resolved, "runs": {n: load_run(r, overrides).resolved for n, r in study.value.runs.items()}}
+        resolved_runs = {name: to_plain(config) for name, config in plan(recipe, overrides).runs.items()}
+        shown = {**load_study(recipe).resolved, "runs": resolved_runs}
     typer.echo(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True), nl=False)
 
 

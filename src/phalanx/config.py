@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from phalanx.data.config import DataConfig
 from phalanx.errors import InputError
@@ -38,9 +40,10 @@ class RouterConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class MixtureConfig:
     """A mixture of experts of one kind; `experts: 1` is a single network."""
 
+    name: Literal["mixture"] = "mixture"
     expert: str = "small_cnn"
     """"mlp", "small_cnn", "resnet18", or your own "module:factory"."""
     experts: int = 4
@@ -65,6 +68,37 @@ class ModelConfig:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
         if not re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", self.expert):
             raise ValueError(f"expert must be a name or 'module:factory', got {self.expert!r}")
+
+
+Mix = Literal["probabilities", "logits"]
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], the weight of the robust half, got {alpha}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualConfig:
+    """A dual model to be trained on: two finished runs, a standard and a robust one, mixed (see `DualModel`)."""
+
+    name: Literal["dual"] = "dual"
+    standard: str
+    """The standard half: a finished run's folder or, in a study, the name of one of its runs."""
+    robust: str
+    """The robust half, likewise."""
+    alpha: float = 0.7
+    """Weight of the robust half, in [0, 1]; 1/2 and less protects nothing."""
+    mix: Mix = "probabilities"
+    """What is mixed; "logits" only to reproduce released code."""
+
+    def __post_init__(self) -> None:
+        _check_alpha(self.alpha)
+        if self.standard == self.robust:
+            raise ValueError(f"standard and robust must be two runs, got {self.standard!r} twice")
+
+
+AnyModel = Annotated[MixtureConfig | DualConfig, Field(discriminator="name")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +129,15 @@ class EvaluationConfig:
     """The weights that validated best, or the last."""
     batch_size: int = 64
     """Images attacked together; verdicts do not depend on it."""
+    analysis: str | None = None
+    """One attack, such as pgd-20, under which routes, single experts and margins are looked at besides, on at most
+    1,000 images; it costs that attack once for the model and once for each expert. None leaves it out."""
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}; leave it out for all images")
+        if self.analysis is not None and "," in self.analysis:
+            raise ValueError(f"analysis must be one attack, got {self.analysis!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
 
@@ -117,8 +156,8 @@ class RunConfig:
     """CPU threads; small networks are fastest with 1. None leaves torch's choice."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images and their splits."""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    """Experts and router."""
+    model: AnyModel = field(default_factory=MixtureConfig)
+    """Experts and router, or two finished runs joined."""
     threat: ThreatModel = field(default_factory=ThreatModel)
     """What an attacker may do, in training and in evaluation."""
     method: AnyMethod = field(default_factory=ST)
@@ -140,25 +179,116 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudyRun:
+    """One run of a study."""
+
+    recipe: str
+    """The recipe it is made by."""
+    set: tuple[str, ...] = ()
+    """Settings that differ from the recipe's, each as after `--set`: "model.experts=3"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualView:
+    """A dual model of two runs, evaluated as a row of its own; nothing is trained and no weights are written."""
+
+    standard: str
+    """The standard half: a run of the study."""
+    robust: str
+    """The robust half: a run of the study."""
+    alpha: float | Literal["picked"] = "picked"
+    """Weight of the robust half, in [0, 1]; "picked" takes the smallest one at which the dual model must keep the share
+    `keep` of what its robust half holds on the validation split (see `pick_alpha`)."""
+    keep: float = 0.985
+    """Share of the robust half's answers to keep, where alpha is picked."""
+    mix: Mix = "probabilities"
+    """What is mixed; "logits" only to reproduce released code."""
+    label: str = ""
+    """The row's name; by default "dual" and its alpha."""
+
+    def __post_init__(self) -> None:
+        if self.alpha != "picked":
+            _check_alpha(self.alpha)
+        if not 0 < self.keep <= 1:
+            raise ValueError(f"keep must be in (0, 1], the share of robust answers to keep, got {self.keep}")
+        if self.standard == self.robust:
+            raise ValueError(f"standard and robust must be two runs, got {self.standard!r} twice")
+
+    @property
+    def title(self) -> str:
+        """What the row is called."""
+        return self.label or f"dual, alpha {self.alpha}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class StudyConfig:
-    """Several runs that make one table."""
+    """Several runs, and views of them, that make one table."""
 
     title: str = ""
     """Heading of the report."""
     description: str = ""
     """What the study asks, in a sentence or two."""
-    runs: Mapping[str, str] = field(default_factory=dict)
-    """The runs in table order: a folder name and the recipe it is made by."""
+    set: tuple[str, ...] = ()
+    """Settings of every run, each as after `--set`; a run's own come after them, those of the command line last."""
+    runs: Mapping[str, StudyRun] = field(default_factory=dict)
+    """What is trained: a folder name and how it is made."""
+    duals: Mapping[str, DualView] = field(default_factory=dict)
+    """Rows that join two of the runs."""
+    rows: tuple[str, ...] = ()
+    """Names of runs and duals in the table's order; by default all runs, then all duals."""
 
     def __post_init__(self) -> None:
         if not self.runs:
-            raise ValueError("runs must name at least one run, for example {at: digits-at}")
+            raise ValueError("runs must name at least one run, for example {at: {recipe: digits-at}}")
+        for name, dual in self.duals.items():
+            if name in self.runs:
+                raise ValueError(f"duals: {name!r} names a run already; rename one")
+            for half in (dual.standard, dual.robust):
+                if half not in self.runs:
+                    raise ValueError(f"duals.{name}: {half!r} is no run of the study; it has {', '.join(self.runs)}")
+        for row in self.rows:
+            if row not in self.runs and row not in self.duals:
+                raise ValueError(f"rows: {row!r} is neither a run nor a dual of the study")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReproductionConfig:
+    """One table or figure of a paper: which rows of a study it shows, and what the paper printed for each."""
+
+    title: str
+    """What the table is."""
+    description: str = ""
+    """What it asks, and what to know before comparing."""
+    source: str
+    """The paper, and the setting its numbers were measured in."""
+    study: str
+    """The study's recipe at scale S is STUDY-S."""
+    rows: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Rows of the study in the table's order, and under each the printed percentages by column (SA, RA, RA-E, ...)."""
+
+    def __post_init__(self) -> None:
+        if not self.rows:
+            raise ValueError("rows must name at least one row of the study")
 
 
 def shipped_recipes() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     folder = Path(str(resources.files("phalanx") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def shipped_reproductions() -> dict[str, Path]:
+    """The papers' tables that come with the package, by names such as "dual/table3"."""
+    folder = Path(str(resources.files("phalanx") / "reproductions"))
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(folder.rglob("*.yaml"))}
+
+
+def load_reproduction(name: str) -> Loaded[ReproductionConfig]:
+    """A paper's table by its name. Raises InputError listing what there is."""
+    shipped = shipped_reproductions()
+    if name not in shipped:
+        raise InputError(f"no table is named {name!r}; there are {', '.join(shipped)}")
+    return load_recipe(ReproductionConfig, shipped[name])
 
 
 def find_recipe(name: str) -> Path:
@@ -175,11 +305,21 @@ def find_recipe(name: str) -> Path:
 
 
 def is_study(path: Path) -> bool:
-    """Whether a recipe describes a study: it has a top-level `runs`."""
-    try:
-        return bool(re.search(r"^runs\s*:", path.read_text(encoding="utf-8"), re.MULTILINE))
-    except (OSError, UnicodeDecodeError):
-        return False
+    """Whether a recipe describes a study: it, or one that it extends, has a top-level `runs`."""
+    met: set[Path] = set()
+    while path not in met:
+        met.add(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            if re.search(r"^runs\s*:", text, re.MULTILINE):
+                return True
+            extended = re.search(r"^extends\s*:\s*([^\s#]+)", text, re.MULTILINE)
+            if extended is None:
+                return False
+            path = find_recipe(extended[1].strip("'\""))
+        except (OSError, UnicodeDecodeError, InputError):
+            return False
+    return False
 
 
 def load_run(name: str, overrides: tuple[str, ...] = ()) -> Loaded[RunConfig]:

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phalanx.config import ModelConfig
+from phalanx.config import MixtureConfig
 from phalanx.data import Splits
 from phalanx.errors import CorruptError, InputError
 from phalanx.experts import build_expert
 from phalanx.nn import preserved_rng, spec_of
 from phalanx.routing import DualModel, MixtureOfExperts, build_router
+from phalanx.routing.dual import Mix
 from phalanx.runs.atomic import render_json
 from phalanx.runs.checkpoint import load_tensors
 from phalanx.runs.sidecar import read_protected, write_protected
@@ -25,7 +26,7 @@ MODEL_SCHEMA = 1
 Weights = Literal["best", "last"]
 
 
-def build_model(config: ModelConfig, data: Splits, seed: int) -> MixtureOfExperts:
+def build_mixture(config: MixtureConfig, data: Splits, seed: int) -> MixtureOfExperts:
     """A freshly initialised mixture for `data`; the same seed gives the same weights. Raises InputError."""
     channels, height, width = data.shape
     if height != width:
@@ -54,6 +55,33 @@ def build_model(config: ModelConfig, data: Splits, seed: int) -> MixtureOfExpert
     )
 
 
+def join(standard: Path, robust: Path, alpha: float, mix: Mix = "probabilities") -> DualModel:
+    """The dual model of two runs' deployed models, on the CPU, in evaluation mode.
+
+    Raises InputError unless both are mixtures trained for the same classes, image shape and normalisation; CorruptError
+    if a file does not match its sha256.
+    """
+    halves = {"standard": standard, "robust": robust}
+    described = {name: read_description(run) for name, run in halves.items()}
+    for key, what in (("class_names", "classes"), ("shape", "image shape"), ("mean", "mean"), ("std", "deviation")):
+        theirs = [described[name]["data"][key] for name in halves]
+        if theirs[0] != theirs[1]:
+            raise InputError(
+                f"the halves do not fit together: {what} is {_shortened(theirs[0])} in {standard} and "
+                f"{_shortened(theirs[1])} in {robust}; join runs on the same data"
+            )
+    models = {name: load(run) for name, run in halves.items()}
+    for name, model in models.items():
+        if not isinstance(model, MixtureOfExperts):
+            raise InputError(f"the {name} half, {halves[name]}, is a {type(model).__name__}; join two mixtures")
+    return DualModel(models["standard"], models["robust"], alpha, mix=mix).eval()
+
+
+def _shortened(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def build(spec: Mapping[str, Any]) -> nn.Module:
     """The module that a recorded spec describes, freshly initialised. Raises InputError for an unknown one."""
     name, arguments = str(spec["name"]), dict(spec["arguments"])
@@ -71,8 +99,9 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     raise InputError(f"this version cannot build {name!r}; it knows mixture, dual, expert.* and router.*")
 
 
-def save_description(path: Path, model: nn.Module, data: Splits) -> None:
-    """Writes model.json and its sha256: how to build the model, and what data it is for."""
+def save_description(path: Path, model: nn.Module, data: Splits, made_from: Mapping[str, str] | None = None) -> None:
+    """Writes model.json and its sha256: how to build the model, what data it is for, and the sha256 of the weights it
+    began with, by half, if those were other runs'."""
     spec = spec_of(model)
     description: dict[str, Any] = {
         "schema": MODEL_SCHEMA,
@@ -87,6 +116,7 @@ def save_description(path: Path, model: nn.Module, data: Splits) -> None:
             "notes": list(data.notes),
             "fingerprint": data.fingerprint,
         },
+        "made_from": dict(made_from or {}),
     }
     write_protected(path, render_json(description))
 

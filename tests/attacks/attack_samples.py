@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.attacks import FGSM, PGD, Attack, RouteSteering
+from phalanx.attacks import FGSM, PGD, Attack, JointMargin, ReleasedAPGD, ReleasedPGD, RouteSteering
 from phalanx.nn import ConvBN
-from phalanx.routing import LinearRouter, MixtureOfExperts
+from phalanx.routing import DualModel, LinearRouter, MixtureOfExperts, RoutedModel
 
 SHAPE = (1, 4, 4)
 CLASSES = 3
@@ -35,6 +35,11 @@ ATTACKS: dict[str, Attack] = {
     "pgd-expert": PGD(eps=0.06, steps=4, surface="expert-0"),
     "steer": RouteSteering(eps=0.06, steps=4),
     "steer-classes": RouteSteering(eps=0.06, steps=3, classes=2),
+    "joint": JointMargin(eps=0.06, steps=4),
+    "joint-l2": JointMargin(eps=0.4, norm="L2", steps=3, classes=1, robust_weights=(3,)),
+    "pgd-released": ReleasedPGD(eps=0.06, steps=4),
+    "pgd-released-experts": ReleasedPGD(eps=0.06, steps=3, batch=8, surface="experts"),
+    "apgd-released": ReleasedAPGD(eps=0.06, steps=6),
 }
 
 
@@ -85,6 +90,30 @@ MODELS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {
 def build(name: str, seed: int = 0) -> Callable[[Tensor], Tensor]:
     torch.manual_seed(seed)
     return MODELS[name]()
+
+
+class Called(nn.Module):
+    """A callable as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def suited(attack: Attack, model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The model, or, for an attack on dual models alone, one whose robust half it is."""
+    if not isinstance(attack, JointMargin):
+        return model
+    inner = model if isinstance(model, nn.Module) else Called(model)
+    torch.manual_seed(1)
+    standard = network().train(inner.training)
+    for parameter in inner.parameters():
+        standard.to(parameter.dtype)
+    half = inner if isinstance(inner, RoutedModel) else MixtureOfExperts(None, [inner]).train(inner.training)
+    return DualModel(MixtureOfExperts(None, [standard]), half, 0.6).train(inner.training)
 
 
 def images(size: int, dtype: torch.dtype = torch.float32, seed: int = 7) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import phalanx as px
 import tiny
-from phalanx.attacks import PGD, SURFACES, RouteSteering
+from phalanx.attacks import PGD, SURFACES, JointMargin, RouteSteering
 from phalanx.errors import InputError
 from phalanx.routing import DualModel, DualRoute, MixtureOfExperts, Routed, dense, leaves, only, pin
 
@@ -74,10 +74,10 @@ def test_what_a_half_loses_is_judged_on_the_whole() -> None:
     assert PGD(eps=0.5, steps=10, surface="robust").run(halves(1.0), X, Y).broken.all()
 
 
-@pytest.mark.parametrize("name", ["standard", "robust"])
+@pytest.mark.parametrize("name", ["standard", "robust", "halves"])
 def test_another_model_has_no_halves(name: str) -> None:
-    attack = PGD(eps=0.1, steps=2, surface=name)
-    with pytest.raises(InputError, match=f"surface '{name}' is a half of a DualModel, and MixtureOfExperts has no"):
+    attack = JointMargin(eps=0.1, steps=2) if name == "halves" else PGD(eps=0.1, steps=2, surface=name)
+    with pytest.raises(InputError, match=f"surface '{name}' is for a DualModel, and MixtureOfExperts has no"):
         attack.run(single(reads(1)), X, Y)
     network = reads(1)
     with pytest.raises(InputError, match="has no halves; use 'whole'"):

@@ -243,7 +243,11 @@ def test_the_random_start_follows_the_streams() -> None:
         ({"step_size": -0.1}, "at least 0, got -0.1"),
         ({"eps": "8/0"}, "eps must be a number or a fraction such as '8/255', got '8/0'"),
         ({"eps": -1}, "eps must be at least 0, got -1; pixels lie in [0, 1]"),
-        ({"objective": "loss"}, "objective must be one of cross_entropy, margin, kl, steer, steer_to, got 'loss'"),
+        (
+            {"objective": "loss"},
+            "objective must be one of cross_entropy, margin, kl, steer, steer_to, joint-J, "
+            "cross_entropy_fp16-J, got 'loss'",
+        ),
         ({"surface": "half"}, "surface must be one of whole"),
     ],
 )

@@ -126,5 +126,7 @@ def test_mistakes() -> None:
         pick_alpha(Pixel(), images([12]), PGD(eps=0.1))
     with pytest.raises(InputError, match=r"no images to pick alpha on; raise data\.val_fraction"):
         pick_alpha(Pixel(), images([12]).select([]), ATTACK)
-    with pytest.raises(InputError, match="none of the 2 images is answered correctly under the attack"):
-        pick_alpha(Pixel(), images([9, 14], [1, 0]), ATTACK)
+
+
+def test_where_nothing_holds_the_robust_half_decides_alone() -> None:
+    assert pick_alpha(Pixel(), images([9, 14], [1, 0]), ATTACK) == (1.0, 0.0, 0)

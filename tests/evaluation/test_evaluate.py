@@ -96,6 +96,16 @@ class _NanWhere(nn.Module):
         return logits.masked_fill((16 * x.flatten(1).sum(1) > self.limit)[:, None], float("nan"))
 
 
+def test_a_reproduced_attack_is_shown_and_counts_for_nothing(trained: MixtureOfExperts) -> None:
+    data = tiny.digits().test
+    alone = evaluate(trained, data, protocol("fgsm", THREAT), THREAT)
+    beside = evaluate(trained, data, protocol("fgsm,apgd-released", THREAT), THREAT)
+    assert beside.robust_acc == alone.robust_acc
+    shown = {attack.attack: attack.accuracy for attack in beside.summary.attacks}
+    # it would have counted
+    assert shown["apgd-released"] < shown["fgsm"] == beside.robust_acc
+
+
 def test_a_model_that_answers_nan_is_neither_right_nor_robust() -> None:
     found = evaluate(_NanWhere(-1), FIVE, PGD, THREAT)
     assert set(_verdicts(found, "clean").values()) == {"invalid"}

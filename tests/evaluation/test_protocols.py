@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phalanx.attacks import FGSM, PGD, RouteSteering
+from phalanx.attacks import FGSM, PGD, Attack, JointMargin, ReleasedAPGD, ReleasedPGD, RouteSteering
 from phalanx.errors import InputError
 from phalanx.evaluation import protocol
 from phalanx.threat import ThreatModel
@@ -25,12 +25,39 @@ THREAT = ThreatModel("L2", "1/2")
         ("pgd-7x10-margin@expert-3", PGD(steps=7, restarts=10, objective="margin", surface="expert-3")),
         ("steer-7", RouteSteering(steps=7)),
         ("steer-7x3", RouteSteering(steps=7, classes=3)),
+        ("joint-7", JointMargin(steps=7)),
+        ("joint-7x3", JointMargin(steps=7, classes=3)),
     ],
 )
-def test_a_name_says_the_whole_budget(name: str, attack: FGSM | PGD) -> None:
+def test_a_name_says_the_whole_budget(name: str, attack: Attack) -> None:
     (member,) = protocol(name, THREAT).members
     assert (member.name, member.attack) == (name, attack.within(THREAT))
     assert (member.attack.norm, str(member.attack.eps)) == ("L2", "1/2")
+
+
+@pytest.mark.parametrize(
+    ("name", "attack"),
+    [
+        ("pgd-released", ReleasedPGD(steps=50)),
+        ("pgd-released-10", ReleasedPGD(steps=10)),
+        ("pgd-released@experts", ReleasedPGD(steps=50, surface="experts")),
+        ("pgd-released-7@expert-3", ReleasedPGD(steps=7, surface="expert-3")),
+        ("apgd-released", ReleasedAPGD(steps=10)),
+        ("apgd-released-50", ReleasedAPGD(steps=50)),
+    ],
+)
+def test_reproductions_need_company(name: str, attack: Attack) -> None:
+    threat = ThreatModel("Linf", "8/255")
+    member, other = protocol(f"{name},pgd-50", threat).members
+    assert (member.name, member.attack) == (name, attack.within(threat))
+    assert member.attack.reproduction and not other.attack.reproduction
+    with pytest.raises(InputError, match="only, which says nothing about robustness; add pgd-50") as caught:
+        protocol(name, threat)
+    assert str(caught.value).startswith(f"protocol {name!r} holds reproductions")
+    with pytest.raises(InputError, match="holds reproductions"):
+        protocol("pgd-released-3,apgd-released,pgd-released", threat)
+    with pytest.raises(InputError, match=f"part '{name}': norm of a released attack must be Linf, got L2; use pgd"):
+        protocol(f"pgd-50,{name}", THREAT)
 
 
 def test_several_in_order_spaces_do_not_matter() -> None:
@@ -45,6 +72,9 @@ def test_several_in_order_spaces_do_not_matter() -> None:
         "", "pgd", "pgd-", "pgd-0", "pgd-5x0", "pgd-5x", "pgd-x5", "pgd--5", "pgd-1.5", "pgd-05", "PGD-5", "pgd-5-cw",
         "pgd-5-margin-margin", "pgd-5-marginx", "-margin", "margin", "fgsmx2", "fgsm-5", "pgd-10000000", "pgd-5x10000",
         "pgd-\u0665", "pgd-5 x2", "steer", "steer-0", "steer-5-margin", "routing-0", "pgd-5@", "pgd-5@A",
+        "joint", "joint-0", "joint-5x0", "joint-5-margin", "joint-5@halves", "dual", "dual-0", "dual-5x2",
+        "pgd-released-0", "pgd-released-", "pgd-released-5x2", "pgd-released-margin", "pgd-released@",
+        "apgd", "apgd-5", "apgd-released@experts", "apgd-released-0",
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_quoted(part: str) -> None:
@@ -53,9 +83,11 @@ def test_what_is_not_understood_is_quoted(part: str) -> None:
             protocol(name, THREAT)
         if part.strip() == part:
             assert str(caught.value) == (
-                f"protocol has no attack {part!r}; write fgsm, pgd-STEPS or pgd-STEPSxRESTARTS, each with -margin for "
-                "the margin objective and @SURFACE for a part of the model, steer-STEPS or steer-STEPSxCLASSES, or "
-                "routing-STEPS for all of a mixture's surfaces, joined by commas; for example pgd-50"
+                f"protocol has no attack {part!r}; write fgsm[-margin][@SURFACE], "
+                "pgd-STEPS[xRESTARTS][-margin][@SURFACE], steer-STEPS[xCLASSES], joint-STEPS[xCLASSES], "
+                "routing-STEPS for every surface that the model has, "
+                "pgd-released[-STEPS][@SURFACE] or apgd-released[-STEPS], joined by commas; brackets hold what may be "
+                "left out; for example pgd-50"
             )
 
 
@@ -68,6 +100,21 @@ def test_routing_is_every_surface_and_steering() -> None:
     ]  # fmt: skip
     with pytest.raises(InputError, match="protocol names 'pgd-9' twice"):
         protocol("pgd-9,routing-9", THREAT)
+
+
+def test_routing_of_a_dual_model_adds_its_halves() -> None:
+    found = [member.name for member in protocol("routing-9", THREAT, halves=True).members]
+    routing = [member.name for member in protocol("routing-9", THREAT).members]
+    assert set(found) == {*routing, "pgd-9@standard", "pgd-9@robust", "joint-9x9"} and len(found) == len(routing) + 3
+    with pytest.raises(InputError, match="protocol names 'joint-9x9' twice"):
+        protocol("joint-9x9,routing-9", THREAT, halves=True)
+    assert [member.name for member in protocol("fgsm", THREAT, halves=True).members] == ["fgsm"]
+
+
+@pytest.mark.parametrize("part", ["pgd-5@halves", "fgsm@halves", "pgd-released@halves"])
+def test_a_surface_that_has_its_own_objective(part: str) -> None:
+    with pytest.raises(InputError, match=f"part '{part}': surface 'halves' and an objective 'joint-L' go together"):
+        protocol(part, THREAT)
 
 
 def test_an_unknown_surface_lists_those_there_are() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from toy_networks import LogOdds
 
 import tiny
 from phalanx.attacks import FGSM, PGD
@@ -22,7 +23,7 @@ from phalanx.errors import InputError
 from phalanx.methods import AT, METHODS, ST, Method
 from phalanx.methods.base import NO_LOGS, Loss, Stateless, check_weight, classification_loss
 from phalanx.rng import Rng, SampleRng
-from phalanx.routing import MixtureOfExperts, load_balance
+from phalanx.routing import DualModel, MixtureOfExperts, load_balance
 from phalanx.threat import ThreatModel
 from phalanx.training.config import SGD
 from phalanx.training.players import build_optimizers, moving
@@ -52,17 +53,22 @@ def _step(model: Any, method: Method) -> None:
             optimizers[name].step()
 
 
-LAYOUTS: dict[str, Callable[[], MixtureOfExperts]] = {
+LAYOUTS: dict[str, Callable[[], Any]] = {
     "experts and router": lambda: tiny.mixture(2),
     "frozen router": lambda: tiny.mixture(2, train_router=False),
     "one expert": lambda: tiny.mixture(1),
     "soft gate": lambda: tiny.mixture(3, "all"),
     "two of three": lambda: tiny.mixture(3, 2),
+    "dual": lambda: DualModel(tiny.mixture(3, 2), tiny.mixture(2, seed=1, train_router=False), 0.5),
 }
 
+# RT-ER needs one gate that leaves an expert idle, JTDMoE two halves
+REFUSED = {("rt_er", "one expert"), ("rt_er", "soft gate"), ("rt_er", "dual")}
+REFUSED |= {("jtdmoe", layout) for layout in LAYOUTS if layout != "dual"}
 
-# a method that attacks idle experts needs one to spare
-REFUSED = {("rt_er", "one expert"), ("rt_er", "soft gate")}
+
+def _mixtures(model: nn.Module) -> list[MixtureOfExperts]:
+    return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -71,18 +77,22 @@ def test_every_player_moves_and_nobody_else(name: str, layout: str) -> None:
     model = LAYOUTS[layout]()
     method = METHODS[name]().within(tiny.THREAT)
     assert method.name == name
-    if model.router is not None:
+    everyone = {id(parameter) for parameters in model.players().values() for parameter in parameters}
+    for mixture in _mixtures(model):
+        if mixture.router is None:
+            continue
+        assert (id(mixture.router[2].weight) in everyone) is mixture.train_router
         # centred scores: every expert gets images, so every expert gets a gradient
         with torch.no_grad():
-            model.router[2].bias -= model.router(_batch().x).mean(0)
+            mixture.router[2].bias -= mixture.router(_batch().x).mean(0)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    everyone = {id(parameter) for parameters in model.players().values() for parameter in parameters}
-    assert model.router is None or (id(model.router[2].weight) in everyone) is (layout != "frozen router")
     if (name, layout) in REFUSED:
-        with pytest.raises(InputError, match=f"{name} needs"):
-            _step(model, method)
+        for attempt in (lambda: method.check(model), lambda: _step(model, method)):
+            with pytest.raises(InputError, match=f"{name} (needs|trains) a "):
+                attempt()
         everyone = set()
     else:
+        method.check(model)
         _step(model, method)
     for key, parameter in model.named_parameters():
         # a player's every tensor moves; what belongs to no player keeps its bits
@@ -110,7 +120,8 @@ def test_attacks_see_evaluation_mode_losses_training_mode(name: str) -> None:
     model.router = nn.Sequential(modes[0], model.router)
     pairs = zip(modes[1:], model.experts, strict=True)
     model.experts = nn.ModuleList(nn.Sequential(mode, expert) for mode, expert in pairs)
-    _step(model, METHODS[name]().within(tiny.THREAT))
+    whole = DualModel(tiny.mixture(seed=1), model, 0.5) if name == "jtdmoe" else model
+    _step(whole, METHODS[name]().within(tiny.THREAT))
     assert all(mode.training for mode in modes)
     for mode in modes:
         assert not any(training for training, wanted in mode.seen if wanted)
@@ -147,24 +158,12 @@ class _Shift(PGD):
         return found._replace(x_adv=target.x + self.threat.epsilon, zero_gradient=torch.arange(len(target)) < 2)
 
 
-class _Sum(nn.Module):
-    """Logits (s, 0) with s the weighted sum of the pixels."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(0.25, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = self.weight * x.flatten(1).sum(1)
-        return torch.stack([score, torch.zeros_like(score)], 1)
-
-
 @pytest.mark.parametrize(("share", "attacked"), [(1.0, 4), (0.5, 2), (0.75, 3), (0.01, 1)])
 def test_adversarial_share_by_hand(share: float, attacked: int) -> None:
     # two pixels of 0.5 sum to 1; moved by 1/4 each they sum to 1.5
     batch = Batch(torch.full((4, 1, 1, 2), 0.5, dtype=torch.float64), torch.tensor([0, 1, 0, 1]), torch.arange(4))
     attack = _Shift(eps=0.25, steps=1)
-    model = MixtureOfExperts(None, [_Sum()])
+    model = MixtureOfExperts(None, [LogOdds(0.25)])
     (update,) = AT(attack=attack, adversarial_share=share).updates(model, {"train": batch}, RNG)
     scores = [0.25 * (1.5 if i < attacked else 1.0) for i in range(4)]
     logits = torch.tensor([[score, 0.0] for score in scores], dtype=torch.float64)
@@ -255,6 +254,22 @@ def test_the_loss_is_cross_entropy_plus_weighted_balance() -> None:
         expected = torch.stack([(route.experts == expert).float().mean() for expert in range(3)])
         assert torch.allclose(logs["load"], expected)
         assert not any(log.requires_grad for log in logs.values())
+
+
+def test_a_dual_model_logs_the_load_of_each_half() -> None:
+    batch = _batch()
+    model = DualModel(tiny.mixture(3), tiny.mixture(2, seed=1), 0.5)
+    value, logs = classification_loss(model, batch.x, batch.y, 0.7)
+    logits, route = model.routed(batch.x)
+    assert torch.allclose(value, F.cross_entropy(logits, batch.y) + 0.7 * load_balance(route))
+    assert set(logs) == {"accuracy", "dual.standard.load", "dual.robust.load"}
+    for half, experts in (("standard", 3), ("robust", 2)):
+        own = classification_loss(getattr(model, half), batch.x, batch.y, 0.0).logs["load"]
+        assert len(own) == experts
+        assert torch.equal(logs[f"dual.{half}.load"], own)
+    # a single network has no load
+    alone = DualModel(tiny.mixture(1), tiny.mixture(2, seed=1), 0.5)
+    assert set(classification_loss(alone, batch.x, batch.y, 0.7).logs) == {"accuracy", "dual.robust.load"}
 
 
 def test_without_a_choice_there_is_no_balance() -> None:

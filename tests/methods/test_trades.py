@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from toy_networks import LogOdds, pixel
 
 import tiny
 from phalanx.attacks import FGSM, OBJECTIVES, PGD, RouteSteering
@@ -29,22 +30,6 @@ class _Shift(PGD):
         return super().perturb(target, rng)._replace(x_adv=target.x + self.threat.epsilon)
 
 
-class _LogOdds(nn.Module):
-    """Logits (weight * pixel, 0)."""
-
-    def __init__(self, weight: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float64))
-
-    def forward(self, x: Tensor) -> Tensor:
-        score = self.weight * x.flatten(1).sum(1)
-        return torch.stack([score, torch.zeros_like(score)], 1)
-
-
-def _pixel(value: float = 0.5) -> Batch:
-    return Batch(torch.full((1, 1, 1, 1), value, dtype=torch.float64), torch.tensor([0]), torch.arange(1))
-
-
 def _loss(method: TRADES, model: Any, batch: Batch, rng: Rng = RNG) -> Loss:
     (update,) = method.updates(model, {"train": batch}, rng)
     return update.loss()
@@ -63,7 +48,7 @@ KL = 0.9 * math.log(0.9 / (27 / 28)) + 0.1 * math.log(0.1 / (1 / 28))
 @pytest.mark.parametrize("beta", [0.0, 1.0, 6.0])
 def test_the_loss_by_hand(beta: float) -> None:
     method = TRADES(attack=_Shift(eps=0.25, steps=1, objective="kl"), beta=beta)
-    loss = _loss(method, MixtureOfExperts(None, [_LogOdds(W)]), _pixel())
+    loss = _loss(method, MixtureOfExperts(None, [LogOdds(W)]), pixel())
     assert loss.value.item() == pytest.approx(CE + beta * KL)
     assert loss.logs["kl"].item() == pytest.approx(KL) and not loss.logs["kl"].requires_grad
     # the clean image is the one that is classified
@@ -71,9 +56,9 @@ def test_the_loss_by_hand(beta: float) -> None:
 
 
 def test_gradient_flows_through_both_branches() -> None:
-    expert = _LogOdds(W)
+    expert = LogOdds(W)
     method = TRADES(attack=_Shift(eps=0.25, steps=1, objective="kl"))
-    _loss(method, MixtureOfExperts(None, [expert]), _pixel()).value.backward()
+    _loss(method, MixtureOfExperts(None, [expert]), pixel()).value.backward()
     # with p = sigmoid(s), q = sigmoid(t): dCE/ds = p - 1, dKL/dt = q - p, dKL/ds = p (1 - p) (s - t); s = W/2, t = 3W/4
     p, q = 0.9, 27 / 28
     expected = (p - 1) / 2 + 6 * ((q - p) * 3 / 4 + p * (1 - p) * (-W / 4) / 2)

@@ -9,13 +9,15 @@ from report_sample import config, epochs, make_evaluation, make_run, make_source
 
 from phalanx.errors import CorruptError, InputError
 from phalanx.report import Page, RowSource, build_page
-from phalanx.report.page import Rate
+from phalanx.report.mixture import Mixture
+from phalanx.report.rate import Rate
 
 
 def test_a_row_holds_what_the_folders_say(page: Page) -> None:
     (row,) = page.rows
-    assert (row.label, row.status, row.method, row.expert) == ("AT", "finished", "at", "small_cnn")
-    assert (row.experts, row.top_k, row.parameters, row.seed, row.weights) == (4, 1, 36282, 0, "best")
+    assert (row.label, row.status, row.method, row.mixtures) == ("AT", "finished", "at", (Mixture("small_cnn", 4, 1),))
+    assert (row.architecture, row.alpha, row.is_dual, row.is_view) == ("4 x small_cnn, top-1", None, False, False)
+    assert (row.parameters, row.seed, row.weights) == (36282, 0, "best")
     assert (row.clean, row.worst) == (Rate(8, 10), Rate(5, 10))
     (done,) = row.attacks
     assert done is not None

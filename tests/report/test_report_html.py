@@ -108,6 +108,7 @@ def test_every_section_is_there(page: Page) -> None:
     assert heads == [
         "Results",
         "Training",
+        "Analysis",
         "Attacks and budgets",
         "Evaluation",
         "Data",
@@ -154,7 +155,7 @@ def test_loss_that_was_not_finite_leaves_a_gap(tmp_path: Path) -> None:
     records = [{**record, "loss": float("nan")} if record["epoch"] == 2 else record for record in epochs(3)]
     run = make_run(tmp_path / "run", records=records)
     text = render_html(page_of(RowSource("AT", run, make_evaluation(tmp_path / "e"))))
-    assert "<td>2</td><td>–</td>" in text
+    assert '<th scope="row">2</th><td>–</td>' in text
     assert "nan" not in text.casefold()
 
 

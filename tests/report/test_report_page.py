@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from report_sample import make_source, page_of
 
-from phalanx.report.page import Page, Rate
+from phalanx.report import Page
+from phalanx.report.rate import Rate
 
 
 def test_a_rate_carries_its_wilson_interval() -> None:

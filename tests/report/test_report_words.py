@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from phalanx.report.page import Rate
+from phalanx.report.rate import Rate
 from phalanx.report.words import clipped, listed, percent, plural, rated, shown
 
 

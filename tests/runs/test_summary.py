@@ -9,18 +9,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phalanx.errors import CorruptError
-from phalanx.runs.summary import AttackSummary, summarise, wilson
+from phalanx.runs.summary import AttackSummary, held_by_all, summarise, wilson
 from phalanx.runs.verdict import Outcome, Verdict
 
 
 def _row(
-    sample: int, attack: str, verdict: Outcome, *, restart: int = 0, surface: str = "whole", **changes: int
+    sample: int,
+    attack: str,
+    verdict: Outcome,
+    *,
+    restart: int = 0,
+    surface: str = "whole",
+    flipped: bool | None = None,
+    **changes: int,
 ) -> Verdict:
     label = changes.get("label", 1)
     predicted = label if verdict == "held" else 0
     clean = predicted if attack == "clean" else label
     clean = changes.get("clean_predicted", clean)
-    return Verdict(sample, label, attack, surface, restart, verdict, predicted, clean, None, 0.0, 0.0, 1, -1)
+    return Verdict(sample, label, attack, surface, restart, verdict, predicted, clean, flipped, 0.0, 0.0, 1, -1)
 
 
 def test_wilson_by_hand() -> None:
@@ -119,6 +126,62 @@ def test_surfaces_are_kept_apart_and_worst_case_spans_them() -> None:
     assert summary.robust == 0
 
 
+def test_attacks_that_stand_aside_are_summed_up_and_have_no_say() -> None:
+    rows = [
+        *(_row(sample, "clean", "held") for sample in range(4)),
+        _row(0, "pgd", "held"),
+        _row(1, "pgd", "held"),
+        _row(2, "pgd", "held"),
+        _row(3, "pgd", "broken"),
+        _row(0, "released", "broken"),
+        _row(1, "released", "invalid"),
+        # samples 2 and 3 have not been tried by it
+    ]
+    everything, aside = summarise(rows), summarise(rows, aside={"released"})
+    assert (everything.robust, everything.incomplete) == (0, 1)
+    assert (aside.robust, aside.incomplete) == (3, 0)
+    assert aside.attacks == everything.attacks
+    assert aside.attacks[1] == AttackSummary(
+        "released", "whole", held=0, broken=1, invalid=1, timeout=0, untried=2, n=4
+    )
+
+
+def test_a_union_is_held_by_all_of_its_attacks() -> None:
+    rows = [
+        *(_row(sample, "clean", "held" if sample < 5 else "broken") for sample in range(6)),
+        _row(0, "pgd", "held"),
+        _row(0, "pgd", "held", surface="router"),
+        _row(1, "pgd", "held"),
+        _row(1, "pgd", "broken", surface="router"),
+        _row(2, "pgd", "held"),  # untried on the router
+        _row(3, "pgd", "held"),
+        _row(3, "pgd", "broken", restart=1),  # one restart is enough
+        _row(3, "pgd", "held", surface="router"),
+        _row(4, "pgd", "timeout"),
+        _row(4, "pgd", "held", surface="router"),
+        _row(5, "pgd", "held", clean_predicted=2),  # wrong when clean
+    ]
+    whole, router = ("pgd", "whole"), ("pgd", "router")
+    choices = {"none": (), "whole": [whole], "router": [router], "both": [whole, router], "other": [("fgsm", "whole")]}
+    # whole holds 0 1 2, the router 0 3 4
+    assert held_by_all(rows, choices) == {"none": 5, "whole": 3, "router": 3, "both": 1, "other": 0}
+
+
+def test_flips_are_counted_where_the_route_is_known() -> None:
+    rows = [
+        *(_row(sample, "clean", "held") for sample in range(4)),
+        _row(0, "pgd", "held", flipped=True),
+        _row(1, "pgd", "broken", flipped=False),
+        _row(1, "pgd", "held", flipped=True, restart=1),  # in any restart
+        _row(2, "pgd", "held", flipped=False),
+        _row(3, "pgd", "held"),  # no route
+        _row(4, "clean", "broken"),
+        _row(4, "pgd", "held", flipped=True, clean_predicted=2),  # wrong when clean
+    ]
+    (attack,) = summarise(rows).attacks
+    assert (attack.routed, attack.flipped) == (3, 2)
+
+
 def test_two_labels_of_one_sample_are_refused() -> None:
     with pytest.raises(CorruptError, match=r"sample 4 has the labels \[1, 2\]"):
         summarise([_row(4, "clean", "held"), _row(4, "pgd", "held", label=2)])
@@ -142,6 +205,12 @@ def test_more_rows_are_never_more_robust_and_order_does_not_matter(rows: list[Ve
     for entry in summary.attacks:
         assert entry.held + entry.broken + entry.invalid + entry.timeout + entry.untried == summary.clean_correct
         assert summary.robust <= entry.held
+    keys = {(entry.attack, entry.surface) for entry in summary.attacks}
+    unions = held_by_all(rows, {"all": keys, "none": (), **{key: [key] for key in keys}})
+    assert (unions["all"], unions["none"]) == (summary.robust, summary.clean_correct)
+    assert all(unions[entry.attack, entry.surface] == entry.held for entry in summary.attacks)
+    aside = summarise(rows, aside={"pgd"})
+    assert aside.robust == held_by_all(rows, {"": {key for key in keys if key[0] != "pgd"}})[""]
     # once every sample is there, each further row can only break
     everyone = [_row(sample, "clean", "held") for sample in range(6)]
     summaries = [summarise(everyone + rows[:length]) for length in range(len(rows) + 1)]

@@ -24,6 +24,9 @@ class TurnByTurn:
     count: list[int] = field(default_factory=lambda: [0])
     streams: ClassVar[tuple[str, ...]] = ("router", "experts")
 
+    def check(self, model: RoutedModel) -> None:
+        """Any model with these two players."""
+
     def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:
         weight = 1 / (1 + self.count[0])
         for player in self.streams:

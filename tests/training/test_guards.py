@@ -22,7 +22,7 @@ from phalanx.rng import SampleRng
 from phalanx.routing import MixtureOfExperts, Route, pin
 from phalanx.runs.checkpoint import load_latest, load_tensors
 from phalanx.training import SGD, NoGradientError
-from phalanx.training.guards import SILENT_STEPS, GradientWatch, collapse_alarm, gradient_norm
+from phalanx.training.guards import SILENT_STEPS, GradientWatch, collapse_alarms, gradient_norm
 
 FAULT_STEP = 4
 _EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}
@@ -198,6 +198,18 @@ def test_router_collapse_is_in_the_log_and_said(tmp_path: Path) -> None:
     ("load", "alarm"), [([0.95, 0.05], False), ([0.96, 0.04], True), ([1.0], False), ([], False), ([0.3, 0.7], False)]
 )
 def test_when_a_router_counts_as_collapsed(load: list[float], alarm: bool) -> None:
-    said: list[str] = []
-    assert collapse_alarm(load, 1, said.append) is alarm
-    assert bool(said) is alarm
+    assert bool(collapse_alarms({"loss": 1.0, "load": load}, 1)) is alarm
+
+
+def test_every_router_is_watched_by_its_name() -> None:
+    gone, fine = [0.01, 0.99], [0.5, 0.5]
+    means = {"load": gone, "dual.standard.load": gone, "robust.load": [0.98, 0.02], "dual.robust.load": fine}
+    # what only looks like a load
+    means |= {"overload": gone, "load.of": gone, "standard.load": 0.99}  # type: ignore[dict-item]
+    rest = "of the images; the mixture is one network. Raise method.balance or lower the learning rate"
+    # in the order of the names, which a resumed run keeps
+    assert collapse_alarms(means, 3) == [
+        f"router collapse of dual.standard in epoch 3: expert 1 got 99% {rest}",
+        f"router collapse in epoch 3: expert 1 got 99% {rest}",
+        f"router collapse of robust in epoch 3: expert 0 got 98% {rest}",
+    ]

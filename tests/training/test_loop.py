@@ -70,8 +70,24 @@ def test_players_move_in_turn_and_each_sees_the_other_moved(tmp_path: Path) -> N
     for name, parameter in _weights(reference).items():
         assert torch.allclose(_weights(model)[name], parameter, atol=1e-6), name
     assert method.count == [3]
-    (epoch,) = tiny.metrics(tmp_path)
+    epoch, *_ = tiny.metrics(tmp_path)
     assert {"router.loss", "experts.loss", "router.load", "experts.accuracy"} <= set(epoch)
+
+
+class _Picky(ST):
+    """Refuses every model."""
+
+    def check(self, model: RoutedModel) -> None:
+        raise InputError("picky trains no model")
+
+
+def test_a_model_that_the_method_refuses_is_left_alone_and_nothing_is_written(tmp_path: Path) -> None:
+    model = tiny.mixture()
+    before = _weights(model)
+    with pytest.raises(InputError, match="picky trains no model"):
+        tiny.run_training(tmp_path, model, _Picky())
+    assert not [name for name in ("metrics.jsonl", "checkpoints", "last.safetensors") if (tmp_path / name).exists()]
+    assert all(torch.equal(parameter, before[name]) for name, parameter in _weights(model).items())
 
 
 class _OneMoves(ST):

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, Self, final
+from typing import Any, ClassVar, NamedTuple, Self, final
 
 import torch
 from torch import Tensor, nn
@@ -106,14 +106,17 @@ class Attack(ABC):
     norm: Norm | None = None
     """"Linf", "L2" or "L1"; inside a recipe, by default the recipe's threat, else Linf."""
     objective: str = "cross_entropy"
-    """What is climbed: "cross_entropy", "margin", "kl" away from the clean answer, or "steer" on a surface
-    "expert-J"."""
+    """What is climbed: "cross_entropy", "margin", "kl" away from the clean answer, "steer" on a surface "expert-J" or
+    "joint-L" on the surface "halves"; "cross_entropy_fp16-N" is for reproductions."""
     surface: str = "whole"
     """Which part of the model is differentiated: "whole", "pinned", "experts", "router", "dense", "expert-J" or, of a
-    dual model, "standard" or "robust"."""
+    dual model, "standard", "robust" or "halves"."""
     targeted: bool = False
     """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label. Any wrong
     answer still counts as broken, and ends the search where samples are dropped early."""
+    reproduction: ClassVar[bool] = False
+    """Repeats a published attack, defects included: its verdicts say nothing about robustness and belong in no
+    headline."""
 
     def __post_init__(self) -> None:
         if self.eps is not None:
@@ -121,6 +124,17 @@ class Attack(ABC):
             check_radius(self.norm or "L2", self.eps)
         OBJECTIVES.check(self.objective)
         SURFACES.check(self.surface)
+        if (self.surface == "halves") != self.objective.startswith("joint-"):
+            raise ValueError(
+                "surface 'halves' and an objective 'joint-L' go together, "
+                f"got {self.surface!r} and {self.objective!r}; change one of them"
+            )
+
+    def _check_fixed(self, kind: str, **fixed: object) -> None:
+        """Raises ValueError for a field that this kind of attack does not leave to the caller."""
+        for field, value in fixed.items():
+            if getattr(self, field) != value:
+                raise ValueError(f"{field} of {kind} is fixed, got {getattr(self, field)!r}; leave it out")
 
     @property
     def threat(self) -> ThreatModel:
@@ -138,8 +152,12 @@ class Attack(ABC):
         )
 
     def spec(self) -> dict[str, Any]:
-        """Everything that determines the search, as plain values: what a ledger records."""
-        return {"attack": type(self).__name__, **asdict(self)}
+        """Everything that determines the search, as plain values: what a ledger records.
+
+        Of a `reproduction` it says so; the key is absent from others.
+        """
+        flag = {"reproduction": True} if self.reproduction else {}
+        return {"attack": type(self).__name__, **asdict(self), **flag}
 
     @abstractmethod
     def perturb(self, target: Target, rng: SampleRng) -> Found:

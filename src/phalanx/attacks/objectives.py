@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phalanx.attacks.registry import Registry
+from phalanx.errors import InputError
 from phalanx.routing import Route, Routed, leaves
 
 Objective: TypeAlias = Callable[[Routed, Routed | None, Tensor], Tensor]
@@ -34,7 +35,10 @@ def cross_entropy(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
 def margin(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """max_{k != y} logits_k - logits_y (Carlini & Wagner 2017, f_6 without its floor): positive is misclassified."""
     del clean
-    logits_BC = attacked.logits
+    return _margin(attacked.logits, y)
+
+
+def _margin(logits_BC: Tensor, y: Tensor) -> Tensor:
     others_BC = logits_BC.scatter(-1, y[:, None], float("-inf"))
     return others_BC.amax(-1) - logits_BC.gather(-1, y[:, None]).squeeze(-1)
 
@@ -92,3 +96,46 @@ def steer_to(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """The targeted form, to be lowered: -min(class lead of y, h) - min(route lead of J, h), `y` the class to reach."""
     del clean
     return -(_lead(attacked.logits, y[:, None]).clamp_max(STEER_HINGE) + _held_route(attacked))
+
+
+JOINT_CAP = 1.0
+"""How far `joint` pushes the standard half past its boundary, in standard deviations of its logits."""
+
+
+@OBJECTIVES.register_family("joint")
+def joint(weight: int) -> Objective:
+    """To be lowered, on the surface "halves" of a dual model; `y` is the class k to reach in both halves at once.
+
+    -min(lead of k in z_S, JOINT_CAP) - L (log p_R,k - max_{c != k} log p_R,c), L the weight; the lead is in detached
+    standard deviations of S's logits. Through the mixture's own gradient a confident S hides itself and, once it sees
+    k, disappears, so that nothing keeps it there; here S is driven to k by its logits and held there, and all that is
+    left goes to R's margin against the same k.
+    """
+
+    def objective(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+        del clean
+        standard_BC, robust_BC = attacked.logits.chunk(2, -1)
+        # log p_k - log p_c is z_k - z_c: the normaliser cancels
+        return weight * _margin(robust_BC, y) - _lead(standard_BC, y[:, None]).clamp_max(JOINT_CAP)
+
+    return objective
+
+
+@OBJECTIVES.register_family("cross_entropy_fp16")
+def cross_entropy_fp16(batch: int) -> Objective:
+    """Cross-entropy / N as half precision without loss scaling would give it; for reproductions.
+
+    The logits are rounded to fp16 and so is their gradient (p - e_y) / N, which is exactly 0 below 3e-8: at N = 512
+    where 1 - p_y < 1.5e-5. Layers before the logits compute in the caller's precision, so that the result is the same
+    on every device; half precision there loses more. This is a lower bound of the underflow.
+    """
+    if batch < 1:
+        raise InputError(f"objective 'cross_entropy_fp16-N' divides by N, at least 1, got {batch}; 1 is the sum")
+
+    def objective(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+        del clean
+        # a cast rounds the value on its way forward and the gradient on its way back
+        logits_BC = attacked.logits.half().to(attacked.logits.dtype)
+        return F.cross_entropy(logits_BC, y, reduction="none") / batch
+
+    return objective

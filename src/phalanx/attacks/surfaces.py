@@ -1,16 +1,17 @@
 """Which part of the model an attack differentiates: functions (model, attacked x', images x, clean pass) -> Routed.
 
 Registered by name. Whatever surface found it, a perturbation is judged on the whole real model. On a model without a
-route every surface of routing is the whole model; the halves "standard" and "robust" are a dual model's alone.
+route every surface of routing is the whole model; "standard", "robust" and "halves" are a dual model's alone.
 """
 
-# B batch, E experts, K selected
+# B batch, C classes, E experts, K selected
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from phalanx.attacks.registry import Registry
@@ -98,7 +99,7 @@ def _forced(tree: RouteTree, number: int) -> RouteTree:
 def _dual(model: Model, name: str) -> DualModel:
     if not isinstance(model, DualModel):
         kind = getattr(model, "__qualname__", type(model).__qualname__)
-        raise InputError(f"surface {name!r} is a half of a DualModel, and {kind} has no halves; use 'whole'")
+        raise InputError(f"surface {name!r} is for a DualModel, and {kind} has no halves; use 'whole'")
     return model
 
 
@@ -114,3 +115,15 @@ def robust(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Rout
     """The robust half of a dual model alone, its own logits (RA-RMoE). Raises InputError for another model."""
     del x, clean
     return _dual(model, "robust").robust.routed(x_adv)
+
+
+@SURFACES.register("halves")
+def halves(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """Both halves of a dual model, each by itself: logits (B, 2C), the standard half's before the robust half's.
+
+    Only the objectives "joint-L" read them. Raises InputError for another model.
+    """
+    del x, clean
+    dual = _dual(model, "halves")
+    parts = dual.standard.routed(x_adv), dual.robust.routed(x_adv)
+    return Routed(torch.cat([part.logits for part in parts], -1), None)

@@ -1,6 +1,7 @@
 """Protocols, verdicts and what they add up to."""
 
 from phalanx.evaluation.alpha import AlphaChoice, pick_alpha
+from phalanx.evaluation.analysis import Analysis, ExpertCounts, GateAnalysis, MarginsByClass, analyse
 from phalanx.evaluation.evaluate import EVALUATION_VERSION, Evaluation, evaluate
 from phalanx.evaluation.protocols import Member, Protocol, protocol
 from phalanx.evaluation.validation import validation
@@ -8,9 +9,14 @@ from phalanx.evaluation.validation import validation
 __all__ = [
     "EVALUATION_VERSION",
     "AlphaChoice",
+    "Analysis",
     "Evaluation",
+    "ExpertCounts",
+    "GateAnalysis",
+    "MarginsByClass",
     "Member",
     "Protocol",
+    "analyse",
     "evaluate",
     "pick_alpha",
     "protocol",

@@ -61,7 +61,8 @@ def pick_alpha(
         batch_size: images attacked at once; no number depends on it, up to rounding.
         seed: of the attack's random numbers.
 
-    Raises InputError for another objective, a bad `keep`, no images, or none that withstands the attack.
+    Where no image withstands the attack there is nothing to keep: n is 0 and alpha 1, the robust half alone.
+    Raises InputError for another objective, a bad `keep`, or no images.
     """
     if attack.objective not in _MARGIN_SEEKING:
         raise InputError(
@@ -76,10 +77,7 @@ def pick_alpha(
     margins_N = torch.cat([_held_margins(robust, batch, attack, seed) for batch in batches]).sort().values
     n = len(margins_N)
     if not n:
-        raise InputError(
-            f"none of the {len(images)} images is answered correctly under the attack; "
-            "give the robust half, trained, or lower eps"
-        )
+        return AlphaChoice(1.0, 0.0, 0)
     # exact: in floating point (1 - 0.9) * 10 is less than 1
     below = math.floor((1 - Fraction(str(keep))) * n)
     quantile = float(margins_N[below])
@@ -91,11 +89,11 @@ def _held_margins(robust: nn.Module, batch: Batch, attack: Attack, seed: int) ->
     result = attack.run(robust, batch.x, batch.y, rng=SampleRng(seed, batch.ids))
     held = ~(result.broken | result.invalid)
     with torch.no_grad(), frozen(robust), exact_fp32(), preserved_rng():
-        margins = [_margins(routed(robust, x).logits, batch.y) for x in (batch.x, result.x_adv)]
+        margins = [probability_margins(routed(robust, x).logits, batch.y) for x in (batch.x, result.x_adv)]
     return torch.minimum(*margins)[held].cpu()
 
 
-def _margins(logits_BC: Tensor, y_B: Tensor) -> Tensor:
+def probability_margins(logits_BC: Tensor, y_B: Tensor) -> Tensor:
     """(B,) p_y - max_{k != y} p_k in float64."""
     p_BC = logits_BC.double().softmax(-1)
     p_y_B1 = p_BC.gather(-1, y_B[:, None])

@@ -47,10 +47,12 @@ class Evaluation:
     seconds: float
     ledger: Path | None
     """The file that holds the rows; None if none was asked for."""
+    aside: tuple[str, ...] = ()
+    """Attacks that reproduce a published one, defects included: shown, and in no headline."""
 
     @property
     def summary(self) -> Summary:
-        return summarise(self.rows)
+        return summarise(self.rows, aside=self.aside)
 
     @property
     def n(self) -> int:
@@ -243,7 +245,8 @@ def evaluate(
         with Ledger.open(ledger, binding) as book:
             rows, load = _fill(book, model, images, protocol, batch_size, seed, device, progress)
             book.seal()
-    return Evaluation(protocol.name, threat, tuple(rows), load, time.monotonic() - started, ledger)
+    aside = tuple(member.name for member in protocol.members if member.attack.reproduction)
+    return Evaluation(protocol.name, threat, tuple(rows), load, time.monotonic() - started, ledger, aside)
 
 
 def _fill(

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phalanx.rng import Rng
-from phalanx.routing import Routed, RoutedModel, leaves, load_balance, load_per_expert
+from phalanx.routing import DualRoute, Routed, RoutedModel, RouteTree, leaves, load_balance, load_per_expert
 from phalanx.threat import ThreatModel
 
 NO_LOGS: Mapping[str, Tensor] = MappingProxyType({})
@@ -56,6 +56,10 @@ class Method(Protocol):
     @property
     def name(self) -> str: ...
 
+    def check(self, model: RoutedModel) -> None:
+        """Before training: raises InputError for a model that the method cannot train."""
+        ...
+
     def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:
         """One step: yields its updates; when it is resumed, the parameters of the last one have moved."""
         ...
@@ -69,7 +73,10 @@ class Method(Protocol):
 
 
 class Stateless:
-    """The state of a method that has none: everything follows from the weights, the step and the seed."""
+    """What most methods share: any model will do, and everything follows from the weights, the step and the seed."""
+
+    def check(self, model: RoutedModel) -> None:
+        """Nothing to refuse."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -91,8 +98,17 @@ def loss_of_pass(passed: Routed, y: Tensor, balance: float) -> Loss:
     logs = {"accuracy": (logits.detach().argmax(-1) == y).float().mean()}
     if route is not None and any(leaf.num_experts > 1 for leaf in leaves(route)):
         value = value + balance * load_balance(route)
-        logs["load"] = max(load_per_expert(route), key=len).detach()
+        logs |= _loads(route)
     return Loss(value, logs)
+
+
+def _loads(route: RouteTree) -> dict[str, Tensor]:
+    """ "load" (E,), the shares of the largest gate; of a dual model "dual.standard.load" and "dual.robust.load"."""
+    if isinstance(route, DualRoute):
+        halves = route._asdict().items()
+        return {f"dual.{half}.{key}": load for half, own in halves for key, load in _loads(own).items()}
+    load = max(load_per_expert(route), key=len).detach()
+    return {"load": load} if len(load) > 1 else {}
 
 
 def mean_kl(clean_logits: Tensor, adv_logits: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ but the page. Free of torch.
 
 from __future__ import annotations
 
-from phalanx.report.build import RowSource, build_page
+from phalanx.report.build import build_page
 from phalanx.report.files import write_report
 from phalanx.report.html import render_html
+from phalanx.report.material import RowSource
 from phalanx.report.page import Page
 from phalanx.report.tables import terminal_table, to_json
 

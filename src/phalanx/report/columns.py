@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from phalanx.report.page import Attack
 from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import JSON, canonical_json
+from phalanx.runs.summary import Key
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,11 @@ class Faced:
 
     spec: Mapping[str, JSON]
     summary: AttackSummary
+
+    @property
+    def key(self) -> Key:
+        """What finds its rows in the ledger."""
+        return self.summary.attack, self.summary.surface
 
     @property
     def budget(self) -> dict[str, JSON]:
@@ -71,5 +77,6 @@ def _labels(attacks: Sequence[Faced]) -> list[str]:
 
 
 def _named(summary: AttackSummary) -> str:
-    named = summary.surface == "whole" or summary.attack.endswith(f"@{summary.surface}")
+    # the joint attack on both halves of a dual model has no other surface
+    named = summary.surface in ("whole", "halves") or summary.attack.endswith(f"@{summary.surface}")
     return summary.attack if named else f"{summary.attack} on {summary.surface}"

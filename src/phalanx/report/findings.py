@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from phalanx.report.page import Attack, Notice, Rate, Row
+from phalanx.report.curves import Curves
+from phalanx.report.mixture import Mixture
+from phalanx.report.page import Attack, Notice, Row
+from phalanx.report.rate import Rate
 from phalanx.report.words import bounds, listed, percent, plural
 from phalanx.runs import AttackSummary
 
@@ -26,7 +29,7 @@ _GENERAL_OBJECTIVES = frozenset({"cross_entropy", "margin", "dlr"})
 def summary(rows: Sequence[Row], attacks: Sequence[Attack]) -> tuple[str, ...]:
     """What was trained, how accurate it is, and how robust under what. Many rows: only the most robust is told."""
     told = rows if len(rows) <= _TOLD_ROWS else [max(rows, key=lambda row: row.worst.share if row.worst else -1.0)]
-    trained = [f"{row.label} ({_architecture(row)}, trained with method {row.method})" for row in told]
+    trained = [f"{row.label} ({_architecture(row)}, {_made(row)})" for row in told]
     if len(told) == len(rows):
         first = f"{_models(len(rows))} on {_data_names(rows)}: {listed(trained)}."
     else:
@@ -45,12 +48,24 @@ def _data_names(rows: Sequence[Row]) -> str:
 
 def _architecture(row: Row) -> str:
     size = f"{row.parameters:,} parameters"
-    if row.experts == 1:
-        return f"a single {row.expert}, {size}"
-    chosen = "all of which answer" if row.top_k in ("all", row.experts) else f"{row.top_k} of which answers"
-    if isinstance(row.top_k, int) and 1 < row.top_k < row.experts:
-        chosen = f"{row.top_k} of which answer"
-    return f"{row.experts} {row.expert} experts, {chosen} each image, {size}"
+    if row.is_dual:
+        weight = "" if row.alpha is None else f" with weight {row.alpha:.6g} on its robust half"
+        halves = " and ".join(mixture.text for mixture in row.mixtures)
+        return f"a dual model{weight}, {halves}, {size}"
+    return f"{_mixture(row.mixtures[0])}, {size}"
+
+
+def _mixture(mixture: Mixture) -> str:
+    if mixture.experts == 1:
+        return f"a single {mixture.expert}"
+    chosen = "all of which answer" if mixture.top_k in ("all", mixture.experts) else f"{mixture.top_k} of which answers"
+    if isinstance(mixture.top_k, int) and 1 < mixture.top_k < mixture.experts:
+        chosen = f"{mixture.top_k} of which answer"
+    return f"{mixture.experts} {mixture.expert} experts, {chosen} each image"
+
+
+def _made(row: Row) -> str:
+    return "put together from two trained runs" if row.is_view else f"trained with method {row.method}"
 
 
 _NAMED_ATTACKS = 3
@@ -92,14 +107,20 @@ def _attack_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[
             f"Only {listed(families)} {'has' if len(families) == 1 else 'have'} been run, no AutoAttack: "
             "each robust accuracy is an upper bound, and a stronger attack may lower it."
         )
-    if any(row.experts > 1 for row in rows) and not any(_aims_at_routing(attack) for attack in attacks):
+    if any(row.has_router for row in rows) and not any(_aims_at_routing(attack) for attack in attacks):
         yield "No routing-aware attack has been run, though a router is one more part that can be fooled."
+    if any(row.is_dual for row in rows) and not any(_aims_at_halves(attack) for attack in attacks):
+        yield "No attack has aimed at a dual model's halves, one of which may be fooled far more easily than both."
     if all(attack.spec.get("restarts", 1) == 1 for attack in attacks):
         yield "Every attack started once per image; restarts may break more."
 
 
 def _aims_at_routing(attack: Attack) -> bool:
     return attack.surface != "whole" or attack.spec.get("objective", "margin") not in _GENERAL_OBJECTIVES
+
+
+def _aims_at_halves(attack: Attack) -> bool:
+    return attack.surface in ("standard", "robust", "halves")
 
 
 def _sample_caveats(rows: Sequence[Row]) -> Iterator[str]:
@@ -110,7 +131,8 @@ def _sample_caveats(rows: Sequence[Row]) -> Iterator[str]:
             f"{plural(n, 'image')} {'is' if n == 1 else 'are'} few: the 95 % intervals are up to {percent(width)} "
             "points wide, and smaller differences may be chance."
         )
-    yield "Each row is one training run with one seed: the intervals do not hold the spread between seeds."
+    both = ", or two such runs put together" if any(row.is_view for row in rows) else ""
+    yield f"Each row is one training run with one seed{both}: the intervals do not hold the spread between seeds."
 
 
 def _rates(row: Row) -> list[Rate]:
@@ -133,24 +155,35 @@ def _faced(row: Row) -> tuple[bool, ...]:
 # -- what went wrong -----------------------------------------------------------------------------------------------
 
 
-def training_notices(row: Row, metrics: Sequence[Mapping[str, Any]]) -> Iterator[Notice]:
-    """Alarms of the training run, each kind once, and a run that did not end."""
-    if row.status != "finished":
-        yield Notice("incomplete", row.label, f"Training did not end: the run is {row.status}.")
+def training_notices(
+    label: str, half: str, status: str, curves: Curves, metrics: Sequence[Mapping[str, Any]]
+) -> Iterator[Notice]:
+    """Alarms of a training run, each kind once, and a run that did not end.
+
+    Args:
+        label: the row's.
+        half: "standard" or "robust" for a dual model made of two runs, which is said; else empty.
+        status: of the run.
+        curves: of the run.
+        metrics: its records, which hold the alarms.
+    """
+    whose = f"{_sentence(half)} half: " if half else ""
+    if status != "finished":
+        yield Notice("incomplete", label, f"{whose}Training did not end: the run is {status}.")
     alarms: dict[str, list[str]] = {}
     for record in metrics:
         if record.get("kind") == "alarm":
             alarms.setdefault(str(record.get("alarm")), []).append(str(record.get("message")))
     for messages in alarms.values():
         repeated = f" (raised in {len(messages)} epochs, first shown)" if len(messages) > 1 else ""
-        yield Notice("alarm", row.label, _sentence(messages[0]) + repeated)
-    blind = max((point.zero_gradient or 0.0 for point in row.curves.train), default=0.0)
+        yield Notice("alarm", label, whose + _sentence(messages[0]) + repeated)
+    blind = max((point.zero_gradient or 0.0 for point in curves.train), default=0.0)
     if blind > ZERO_GRADIENT_ALARM:
         yield Notice(
             "alarm",
-            row.label,
-            f"The training attack had no gradient on up to {percent(blind)} % of an epoch's images: gradients may be "
-            "masked, and the robust accuracy too high.",
+            label,
+            f"{whose}The training attack had no gradient on up to {percent(blind)} % of an epoch's images: gradients "
+            "may be masked, and the robust accuracy too high.",
         )
 
 

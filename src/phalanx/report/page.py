@@ -6,26 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from phalanx.runs import AttackSummary, wilson
+from phalanx.report.analysis import Analysis, MarginChange
+from phalanx.report.curves import Curves
+from phalanx.report.headline import WORST, Column
+from phalanx.report.mixture import Mixture
+from phalanx.report.rate import Rate
+from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import JSON
 
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of images, never without how many they were."""
-
-    held: int
-    n: int
-
-    @property
-    def share(self) -> float:
-        """held / n, in [0, 1]."""
-        return self.held / self.n if self.n else 0.0
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % Wilson interval of the share, in [0, 1]."""
-        return wilson(self.held, self.n)
+VIEW_METHOD = "dual"
+"""The method of a row that is put together from two runs: nothing was trained for it."""
 
 
 @dataclass(frozen=True)
@@ -49,56 +39,28 @@ class Attack:
 
 
 @dataclass(frozen=True)
-class TrainPoint:
-    """An epoch of training; None where a number was not logged, or not finite."""
+class ClassRates:
+    """The images of one class."""
 
-    epoch: int
-    loss: float | None
-    accuracy: float | None
-    """Share of the images right as the method trained on them, attacked ones attacked."""
-    load: tuple[float, ...] | None
-    """Share of the epoch's images that each expert got; None without a router."""
-    lr: float | None
-    zero_gradient: float | None
-    """Share of the images on which the training attack's first gradient was exactly zero."""
-
-
-@dataclass(frozen=True)
-class ValidationPoint:
-    """A measurement on the validation split."""
-
-    epoch: int
+    name: str
     clean: Rate
-    robust: Rate
-
-
-@dataclass(frozen=True)
-class Curves:
-    """How a run went, by epoch; both may be empty."""
-
-    train: tuple[TrainPoint, ...]
-    validation: tuple[ValidationPoint, ...]
-    validation_attack: str
-    """What the validation's robust accuracy was measured under."""
-
-    @property
-    def load(self) -> tuple[tuple[int, tuple[float, ...]], ...]:
-        """(epoch, share of each expert), where it was logged."""
-        return tuple((point.epoch, point.load) for point in self.train if point.load is not None)
+    worst: Rate | None
+    """None if there was no attack."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run and one evaluation of it."""
+    """One run, or a dual model put together from two, and one evaluation of it."""
 
     label: str
     status: str
-    """Of the training run: finished, running, diverged or interrupted."""
+    """Of the training run: finished, running, diverged or interrupted; of two, that of the one that is not finished."""
     method: str
-    expert: str
-    """The experts' architecture."""
-    experts: int
-    top_k: int | str
+    """`VIEW_METHOD` for a dual model put together from two runs."""
+    mixtures: tuple[Mixture, ...]
+    """One, or a dual model's standard and robust half."""
+    alpha: float | None
+    """Weight of a dual model's robust half; None for another, and where the evaluation of a view did not end."""
     parameters: int
     seed: int
     weights: str | None
@@ -108,14 +70,25 @@ class Row:
     """Clean images with a non-finite answer."""
     attacks: tuple[AttackSummary | None, ...]
     """In the order of the page's attacks; None for one that this row was not to face."""
-    worst: Rate | None
-    """Right on clean input and held against everything; an image not tried by all of them does not count as held.
-    None if there was no attack."""
+    columns: Mapping[str, Rate | None]
+    """Of the first table, by `Column.key`; None for what was not measured."""
+    released: tuple[AttackSummary | None, ...]
+    """In the order of the page's released attacks; they have no part in `worst` and `columns`."""
+    released_columns: Mapping[str, Mapping[str, Rate | None]]
+    """What each released attack, named without its surface, says in the columns of the first table."""
+    reported: Mapping[str, float]
+    """What a paper printed, in percent, by `Column.key`."""
+    class_names: tuple[str, ...]
+    """Of every class of the data, by label."""
+    classes: tuple[ClassRates, ...]
+    """Of the classes that were evaluated."""
     load: tuple[float, ...] | None
     """Share of the clean images that each expert answers; None without a router."""
+    analysis: Analysis | None
     curves: Curves
+    """Empty for a dual model put together from two runs."""
     settings: Mapping[str, JSON]
-    """The resolved recipe by dotted key."""
+    """The resolved recipe by dotted key; of both halves under "standard." and "robust."."""
     data: Mapping[str, JSON]
     measurement: Mapping[str, JSON]
     """How the evaluation was run: protocol, images, seed, hashes, wall time."""
@@ -128,6 +101,33 @@ class Row:
         return self.clean.n
 
     @property
+    def worst(self) -> Rate | None:
+        """Right on clean input and held against everything; an image not tried by all of them does not count as held.
+        None if there was no attack."""
+        return self.columns[WORST]
+
+    @property
+    def is_dual(self) -> bool:
+        return len(self.mixtures) > 1
+
+    @property
+    def is_view(self) -> bool:
+        """Whether it is put together from two runs, with no training of its own."""
+        return self.method == VIEW_METHOD
+
+    @property
+    def has_router(self) -> bool:
+        return any(mixture.experts > 1 for mixture in self.mixtures)
+
+    @property
+    def architecture(self) -> str:
+        """For example "4 x mlp, top-1", or of a dual model "dual 0.7: " and both halves, the standard one first."""
+        text = " + ".join(mixture.text for mixture in self.mixtures)
+        if not self.is_dual:
+            return text
+        return f"dual: {text}" if self.alpha is None else f"dual {self.alpha:.6g}: {text}"
+
+    @property
     def largest_load(self) -> float | None:
         """The share of the clean images that the busiest expert answers."""
         return max(self.load) if self.load else None
@@ -136,6 +136,32 @@ class Row:
     def invalid(self) -> int:
         """Non-finite answers, clean and over all attacks."""
         return self.clean_invalid + sum(attack.invalid for attack in self.attacks if attack)
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Dual models of the same two runs, which differ in alpha alone."""
+
+    standard: str
+    """The runs' names."""
+    robust: str
+    rows: tuple[int, ...]
+    """Places on the page, by increasing alpha; at least two."""
+
+
+@dataclass(frozen=True)
+class MarginComparison:
+    """What training a dual model changed in the margins of one put together from two runs, at the same alpha."""
+
+    trained: str
+    """The rows' labels."""
+    view: str
+    alpha: float
+    attack: str
+    classes: tuple[str, ...]
+    clean: tuple[MarginChange | None, ...]
+    """By class; None for one without images."""
+    attacked: tuple[MarginChange | None, ...]
 
 
 NoticeKind = Literal["alarm", "invalid", "incomplete"]
@@ -159,10 +185,18 @@ class Page:
     description: str
     command: str
     """What makes this report again."""
+    columns: tuple[Column, ...]
+    """Of the first table."""
     attacks: tuple[Attack, ...]
-    """The columns, in the rows' order."""
+    """The columns of the table of single attacks, in the rows' order."""
+    released: tuple[Attack, ...]
+    """Attacks of papers as released, defective: shown beside the worst case, never in it."""
     rows: tuple[Row, ...]
     """At least one."""
+    reported_source: str
+    """Where the rows' `reported` numbers were printed; empty if there are none."""
+    tradeoffs: tuple[Tradeoff, ...]
+    margin_comparisons: tuple[MarginComparison, ...]
     notices: tuple[Notice, ...]
     summary: tuple[str, ...]
     """What was found, in sentences."""

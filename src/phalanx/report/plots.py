@@ -33,10 +33,10 @@ class Dot:
 
 @dataclass(frozen=True)
 class Series:
-    """A line over the epochs; None leaves a gap."""
+    """A line over the epochs, or over alpha; None leaves a gap."""
 
     name: str
-    epochs: Sequence[int]
+    at: Sequence[float]
     values: Sequence[float | None]
     color: int
     low: Sequence[float] | None = None
@@ -97,13 +97,27 @@ def _write(axes: Axes, text: str, at: tuple[float, float], offset: float, color:
     )
 
 
-def line_plot(name: str, series: Sequence[Series], axis: str, description: str, *, percent: bool = False) -> str:
-    """Lines over the epochs, told apart by dashes as well as by colour; `percent` fixes the scale to 0 to 100."""
+def line_plot(
+    name: str, series: Sequence[Series], axis: str, description: str, *, across: str = "epoch", percent: bool = False
+) -> str:
+    """Lines told apart by dashes as well as by colour.
+
+    Args:
+        name: unique on the page.
+        series: the lines.
+        axis: what they show.
+        description: for those who cannot see it.
+        across: what runs from left to right; epochs are whole numbers.
+        percent: fixes the scale to 0 to 100.
+    """
     with styled(name):
         drawing, axes = figure(350, 235)
         for number, line in enumerate(series):
             _draw_line(axes, line, _DASHES[number % len(_DASHES)])
-        _epochs_below(axes)
+        if across == "epoch":
+            _epochs_below(axes)
+        else:
+            _values_below(axes, across, [value for line in series for value in line.at])
         axes.set_ylabel(axis)
         if percent:
             axes.set_ylim(0, 100)
@@ -117,9 +131,9 @@ def _draw_line(axes: Axes, line: Series, dashes: str) -> None:
     values = [math.nan if value is None else value for value in line.values]
     # a lone point makes no line
     marker = "o" if len(values) <= 15 else ""
-    axes.plot(line.epochs, values, dashes, color=color, linewidth=1.7, marker=marker, markersize=3.5, label=line.name)
+    axes.plot(line.at, values, dashes, color=color, linewidth=1.7, marker=marker, markersize=3.5, label=line.name)
     if line.low is not None and line.high is not None:
-        axes.fill_between(line.epochs, line.low, line.high, color=color, alpha=0.15, linewidth=0)
+        axes.fill_between(line.at, line.low, line.high, color=color, alpha=0.15, linewidth=0)
 
 
 def load_plot(name: str, epochs: Sequence[int], loads: Sequence[Sequence[float]], description: str) -> str:
@@ -143,6 +157,19 @@ def load_plot(name: str, epochs: Sequence[int], loads: Sequence[Sequence[float]]
 def _epochs_below(axes: Axes) -> None:
     axes.set_xlabel("epoch")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    _lined(axes)
+
+
+def _values_below(axes: Axes, name: str, values: Sequence[float]) -> None:
+    """The values themselves on the scale, or where they are many, round numbers."""
+    axes.set_xlabel(name)
+    marks = sorted(set(values))
+    if len(marks) <= 8:
+        axes.set_xticks(marks, [f"{mark:.3g}" for mark in marks])
+    _lined(axes)
+
+
+def _lined(axes: Axes) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.tick_params(length=0)

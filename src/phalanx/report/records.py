@@ -52,12 +52,26 @@ class Fields:
             raise self._wrong(key, "a list of numbers")
         return tuple(float(share) for share in found)
 
+    def numbers(self, key: str) -> tuple[float | None, ...]:
+        """A list of numbers or nulls."""
+        found = self._of(key, list)
+        if not all(number is None or _is_a(number, int | float) for number in found):
+            raise self._wrong(key, "a list of numbers or nulls")
+        return tuple(None if number is None else float(number) for number in found)
+
     def fields(self, key: str) -> Fields:
         return Fields(self._place(key), self._of(key, dict))
 
+    def items(self, key: str) -> tuple[Fields, ...]:
+        """A list of objects."""
+        found = self._of(key, list)
+        if not all(isinstance(item, dict) for item in found):
+            raise self._wrong(key, "a list of objects")
+        return tuple(Fields(f"{self._place(key)}[{place}]", item) for place, item in enumerate(found))
+
     def _of(self, key: str, kind: Any) -> Any:
         if not _is_a(self.values.get(key), kind):
-            raise self._wrong(key, {str: "a text", int: "a whole number", dict: "an object"}.get(kind, "a number"))
+            raise self._wrong(key, _NAMES.get(kind, "a number"))
         return self.values[key]
 
     def _wrong(self, key: str, expected: str) -> CorruptError:
@@ -67,6 +81,9 @@ class Fields:
 
     def _place(self, key: str) -> str:
         return f"{self.where}{'.' if ': ' in self.where else ': '}{key}"
+
+
+_NAMES = {str: "a text", int: "a whole number", dict: "an object", list: "a list"}
 
 
 def _is_a(value: object, kind: Any) -> bool:

@@ -7,7 +7,11 @@ from dataclasses import asdict
 from typing import Any
 
 from phalanx import __version__
-from phalanx.report.page import Attack, Page, Rate, Row
+from phalanx.report.analysis import MarginChange
+from phalanx.report.lines import headline_lines, legend, remarks
+from phalanx.report.page import Attack, MarginComparison, Page, Row
+from phalanx.report.rate import Rate
+from phalanx.report.sections import released_table
 from phalanx.report.words import ABSENT, bounds, clipped, percent
 from phalanx.runs import AttackSummary
 
@@ -16,6 +20,10 @@ WIDTH = 100
 """Characters of the terminal table."""
 
 _GAP = "  "
+_TOLD_ROWS = 3
+"""Of more rows, the terminal does not print every attack."""
+# so that all columns and a label of 14 characters fit beside each other
+_STACKED = {"RA-RMoE": "RA-\nRMoE", "RA-SMoE": "RA-\nSMoE", "steering": "steer-\ning"}
 
 
 # -- text ----------------------------------------------------------------------------------------------------------
@@ -24,14 +32,16 @@ _GAP = "  "
 def terminal_table(page: Page) -> str:
     """Results, models, and under them whatever must be known before believing them; lines of at most 100 characters.
 
-    Every robust accuracy stands beside its attack, n and 95 % Wilson interval, in percent.
+    The papers' columns and the worst case first; of up to 3 rows then every attack with its n and 95 % Wilson interval.
     """
     parts = [
         _wrapped(page.title),
-        _aligned(("model", "measured", "n", "held", "accuracy %", "95 % interval"), "llrrrr", _result_lines(page)),
+        _headline(page),
+        "\n".join(_legend(page)),
+        *_attack_by_attack(page),
         _aligned(
-            ("model", "method", "expert", "experts", "top-k", "parameters", "largest load"),
-            "lllrrrr",
+            ("model", "method", "architecture", "parameters", "largest load"),
+            "lllrr",
             [_model_line(row) for row in page.rows],
         ),
         "\n".join(_wrapped(f"{notice.kind.upper()}  {notice.label}: {notice.text}", 4) for notice in page.notices),
@@ -40,8 +50,37 @@ def terminal_table(page: Page) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _result_lines(page: Page) -> list[tuple[str, ...]]:
-    return [line for row in page.rows for line in _row_lines(row, page.attacks)]
+def _headline(page: Page) -> str:
+    """One line a row; where something stands beside what was measured, the row's label above its lines."""
+    heads = tuple(_STACKED.get(column.head, column.head) for column in page.columns)
+    lines: list[tuple[str, ...]] = []
+    for row in page.rows:
+        own = headline_lines(row, page.columns)
+        if len(own) == 1:
+            lines.append((row.label, *own[0].cells))
+        else:
+            lines += [(row.label,), *((f"  {line.kind}", *line.cells) for line in own)]
+    return _aligned(("model", *heads), "l" + "r" * len(heads), lines)
+
+
+def _legend(page: Page) -> Iterator[str]:
+    for key, says in legend(page):
+        yield _wrapped(f"{key}: {says}", 4)
+    for remark in remarks(page):
+        yield _wrapped(remark)
+
+
+def _attack_by_attack(page: Page) -> list[str]:
+    if len(page.rows) > _TOLD_ROWS:
+        return ["Each attack by itself is in report.html and table.json."]
+    lines = [line for row in page.rows for line in _row_lines(row, page.attacks)]
+    head = ("model", "measured", "n", "held", "accuracy %", "95 % interval")
+    return [_aligned(head, "llrrrr", lines), *_released(page)]
+
+
+def _released(page: Page) -> list[str]:
+    table = released_table(page)
+    return [] if table is None else [table.title, _aligned(table.head, "llrrr", table.lines)]
 
 
 def _row_lines(row: Row, attacks: Sequence[Attack]) -> Iterator[tuple[str, ...]]:
@@ -60,26 +99,39 @@ def _result(label: str, measured: str, rate: Rate) -> tuple[str, ...]:
 
 def _model_line(row: Row) -> tuple[str, ...]:
     load = ABSENT if row.largest_load is None else f"{percent(row.largest_load)} %"
-    top_k = ABSENT if row.experts == 1 else str(row.top_k)
-    return row.label, row.method, row.expert, str(row.experts), top_k, f"{row.parameters:,}", load
+    return row.label, row.method, row.architecture, f"{row.parameters:,}", load
 
 
 def _aligned(head: tuple[str, ...], sides: str, lines: Sequence[tuple[str, ...]]) -> str:
-    """Columns at their natural width; text columns ("l") give way until the table fits."""
-    table = [[_printable(cell) for cell in line] for line in (head, *lines)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    """Columns at their natural width; text columns ("l") give way until the table fits.
+
+    A head may have several lines. A line of one cell runs across all columns.
+    """
+    heads = _stacked(head)
+    table = [tuple(_printable(cell) for cell in line) for line in (*heads, *lines)]
+    widths = [max(map(len, column)) for column in zip(*(line for line in table if len(line) > 1), strict=True)]
     text = [place for place, side in enumerate(sides) if side == "l"]
     while sum(widths) + len(_GAP) * (len(widths) - 1) > WIDTH:
         widths[max(text, key=lambda place: widths[place])] -= 1
-    rendered = [
-        _GAP.join(
-            f"{clipped(cell, width):{'<' if side == 'l' else '>'}{width}}"
-            for cell, width, side in zip(line, widths, sides, strict=True)
-        ).rstrip()
-        for line in table
-    ]
+    rendered = [_spaced(line, widths, sides) for line in table]
     rule = _GAP.join("-" * width for width in widths)
-    return "\n".join([rendered[0], rule, *rendered[1:]])
+    return "\n".join([*rendered[: len(heads)], rule, *rendered[len(heads) :]])
+
+
+def _stacked(head: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The lines of a head whose cells may hold several, the last ones on one level."""
+    cells = [cell.split("\n") for cell in head]
+    height = max(map(len, cells))
+    return list(zip(*([""] * (height - len(cell)) + cell for cell in cells), strict=True))
+
+
+def _spaced(line: tuple[str, ...], widths: Sequence[int], sides: str) -> str:
+    if len(line) == 1:
+        return clipped(line[0], WIDTH)
+    cells = zip(line, widths, sides, strict=True)
+    return _GAP.join(
+        f"{clipped(cell, width):{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells
+    ).rstrip()
 
 
 def _wrapped(text: str, indent: int = 0) -> str:
@@ -102,38 +154,68 @@ def _printable(text: str) -> str:
 
 
 def to_json(page: Page) -> dict[str, Any]:
-    """The whole table as JSON values: counts, accuracies and intervals in [0, 1], attacks with their budgets."""
+    """The whole table as JSON values: counts, accuracies and intervals in [0, 1], attacks with their budgets.
+
+    What a paper reported is in percent, as it was printed.
+    """
     return {
         "schema": TABLE_SCHEMA,
         "phalanx": __version__,
         "title": page.title,
         "description": page.description,
         "command": page.command,
+        "columns": [asdict(column) for column in page.columns],
         "attacks": [asdict(attack) for attack in page.attacks],
-        "rows": [_row_json(row, page.attacks) for row in page.rows],
+        "released_attacks": [asdict(attack) for attack in page.released],
+        "reported_source": page.reported_source,
+        "rows": [_row_json(row, page) for row in page.rows],
+        "alpha_tradeoffs": [
+            {**asdict(tradeoff), "rows": [page.rows[place].label for place in tradeoff.rows]}
+            for tradeoff in page.tradeoffs
+        ],
+        "margin_changes": [_comparison_json(comparison) for comparison in page.margin_comparisons],
         "notices": [asdict(notice) for notice in page.notices],
         "caveats": list(page.caveats),
     }
 
 
-def _row_json(row: Row, attacks: Sequence[Attack]) -> dict[str, Any]:
+def _row_json(row: Row, page: Page) -> dict[str, Any]:
+    # a dual model's halves may differ in them
+    single = None if row.is_dual else row.mixtures[0]
     return {
         "label": row.label,
         "status": row.status,
         "method": row.method,
-        "expert": row.expert,
-        "experts": row.experts,
-        "top_k": row.top_k,
+        "architecture": row.architecture,
+        "expert": single and single.expert,
+        "experts": single and single.experts,
+        "top_k": single and single.top_k,
+        "alpha": row.alpha,
         "parameters": row.parameters,
         "seed": row.seed,
         "weights": row.weights,
         "n": row.n,
-        "clean": {**_rate_json(row.clean), "invalid": row.clean_invalid},
-        "attacks": [
-            _attack_json(attack.label, done) for attack, done in zip(attacks, row.attacks, strict=True) if done
+        "columns": {column.key: _rate_json(row.columns.get(column.key)) for column in page.columns},
+        "reported": dict(row.reported),
+        "clean": {**_counts(row.clean), "invalid": row.clean_invalid},
+        "attacks": _attacks_json(page.attacks, row.attacks),
+        "worst_case": _rate_json(row.worst),
+        "released_attacks": _attacks_json(page.released, row.released),
+        "released_columns": {
+            name: {column: _rate_json(rate) for column, rate in rates.items()}
+            for name, rates in row.released_columns.items()
+        },
+        "classes": [
+            {"name": found.name, "clean": _rate_json(found.clean), "worst_case": _rate_json(found.worst)}
+            for found in row.classes
         ],
-        "worst_case": None if row.worst is None else _rate_json(row.worst),
         "load": None if row.load is None else list(row.load),
+        "stability": {
+            "validations": len(row.curves.validation),
+            "largest_drop": row.curves.largest_drop,
+            "late_deviation": row.curves.late_deviation,
+        },
+        "analysis": None if row.analysis is None else asdict(row.analysis),
         "settings": dict(row.settings),
         "data": dict(row.data),
         "measurement": dict(row.measurement),
@@ -141,10 +223,37 @@ def _row_json(row: Row, attacks: Sequence[Attack]) -> dict[str, Any]:
     }
 
 
-def _rate_json(rate: Rate) -> dict[str, Any]:
+def _rate_json(rate: Rate | None) -> dict[str, Any] | None:
+    return None if rate is None else _counts(rate)
+
+
+def _counts(rate: Rate) -> dict[str, Any]:
     return {"held": rate.held, "n": rate.n, "accuracy": rate.share, "interval": list(rate.interval)}
 
 
+def _attacks_json(attacks: Sequence[Attack], done: Sequence[AttackSummary | None]) -> list[dict[str, Any]]:
+    return [_attack_json(attack.label, summary) for attack, summary in zip(attacks, done, strict=True) if summary]
+
+
 def _attack_json(label: str, done: AttackSummary) -> dict[str, Any]:
-    counts = {name: getattr(done, name) for name in ("broken", "invalid", "timeout", "untried")}
-    return {"label": label, **_rate_json(Rate(done.held, done.n)), **counts}
+    counts = {name: getattr(done, name) for name in ("broken", "invalid", "timeout", "untried", "routed", "flipped")}
+    return {"label": label, **_counts(Rate(done.held, done.n)), **counts}
+
+
+def _comparison_json(comparison: MarginComparison) -> dict[str, Any]:
+    return {
+        "trained": comparison.trained,
+        "view": comparison.view,
+        "alpha": comparison.alpha,
+        "attack": comparison.attack,
+        "classes": [
+            {"name": name, "clean": _change_json(clean), "attacked": _change_json(attacked)}
+            for name, clean, attacked in zip(comparison.classes, comparison.clean, comparison.attacked, strict=True)
+        ],
+    }
+
+
+def _change_json(change: MarginChange | None) -> dict[str, Any] | None:
+    if change is None:
+        return None
+    return {**asdict(change), "points": change.points, "relative_percent": change.relative}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from phalanx.report.page import Rate
+from phalanx.report.rate import Rate
 from phalanx.runs.canonical import JSON
 
 ABSENT = "–"
@@ -22,9 +22,9 @@ def bounds(rate: Rate) -> str:
     return f"[{percent(low)}, {percent(high)}]"
 
 
-def rated(rate: Rate) -> str:
-    """Share and 95 % interval in percent: "61.2 [56.6, 65.6]"."""
-    return f"{percent(rate.share)} {bounds(rate)}"
+def rated(rate: Rate | None) -> str:
+    """Share and 95 % interval in percent, "61.2 [56.6, 65.6]"; a dash for what was not measured."""
+    return ABSENT if rate is None else f"{percent(rate.share)} {bounds(rate)}"
 
 
 def plural(count: int, noun: str, several: str | None = None) -> str:

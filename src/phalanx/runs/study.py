@@ -2,6 +2,9 @@
 
 Each run is `STUDY/NAME/`, a run folder; `STUDY/study.json` records from which results each was made, so that
 a run whose needs have been made anew is not taken for current.
+
+Runs that do not need each other may be made side by side. Only their actions are: one thread alone prepares, verifies
+and finishes run folders and writes `study.json`.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -24,6 +29,10 @@ from phalanx.runs.manifest import read_manifest
 STUDY_SCHEMA = 1
 STUDY_NAME = "study.json"
 Step: TypeAlias = Literal["skipped", "running", "finished"]
+Progress: TypeAlias = Callable[[str, Step], None]
+
+WAKE_SECONDS = 0.2
+"""So often the main thread looks up from waiting: a signal that the system gave to another thread waits for that."""
 
 _NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _RESERVED = frozenset({STUDY_NAME.casefold(), LOCK_NAME.casefold()})
@@ -48,45 +57,97 @@ class Study:
 
     def __init__(self, folder: Path, nodes: Sequence[Node]) -> None:
         self.folder = Path(folder)
+        self._nodes = tuple(nodes)
         self._order = _ordered(nodes)
 
     def order(self) -> tuple[Node, ...]:
         """The runs, each after everything it needs."""
         return self._order
 
-    def run(self, progress: Callable[[str, Step], None] | None = None) -> None:
+    def run(self, progress: Progress | None = None, workers: int = 1) -> None:
         """Make every run that is not finished; verify and skip those that are.
 
-        `progress` is called with each run's name and step.
-        Raises what an action raises (the runs before it stay finished), InputError if a finished run has
-        another configuration or was made from other results, CorruptError if one is damaged, LockedError.
+        At most `workers` actions go on at once: with one, in the calling thread and in `order()`; with several, each
+        in a thread of its own, and the next is the first of the given nodes whose needs are finished. After an error
+        nothing is started, and the actions that go on are waited for.
+
+        `progress` is called in the calling thread with each run's name and step.
+        Raises the first error of an action (the runs finished by then stay finished), InputError if a finished run
+        has another configuration or was made from other results, CorruptError if one is damaged, LockedError.
         """
+        if workers < 1:
+            raise InputError(f"workers must be at least 1, got {workers}")
+        tell = progress or _tell_nobody
         self._refuse_foreign()
         with RunLock(self.folder):
             remove_stray_temporaries(self.folder)
-            for node in self._order:
-                for step in self._make(node):
-                    if progress is not None:
-                        progress(node.name, step)
+            if workers == 1:
+                self._in_turn(tell)
+            else:
+                self._side_by_side(tell, workers)
 
-    def _make(self, node: Node) -> Iterator[Step]:
-        folder = RunFolder(self.folder / node.name)
-        needs = {name: self.folder / name for name in node.needs}
-        self._bind_to_needs(node.name, folder, {name: _result_sha256(path) for name, path in needs.items()})
+    def _in_turn(self, tell: Progress) -> None:
+        for node in self._order:
+            if self._prepare(node, tell):
+                self._finish(node, lambda node=node: self._act(node), tell)  # type: ignore[misc]
+
+    def _side_by_side(self, tell: Progress, workers: int) -> None:
+        waiting = list(self._nodes)
+        running: dict[Future[None], Node] = {}
+        finished: set[str] = set()
+        errors: list[BaseException] = []
+        with ThreadPoolExecutor(workers) as threads:
+            while True:
+                while not errors and len(running) < workers and (node := _first_ready(waiting, finished)):
+                    waiting.remove(node)
+                    with _kept(errors):
+                        if self._prepare(node, tell):
+                            running[threads.submit(self._act, node)] = node
+                        else:
+                            finished.add(node.name)
+                if not running:
+                    break
+                wait(running, WAKE_SECONDS, FIRST_COMPLETED)
+                for future in [future for future in running if future.done()]:
+                    node = running.pop(future)
+                    with _kept(errors):
+                        self._finish(node, future.result, tell)
+                        finished.add(node.name)
+        if errors:
+            raise errors[0]
+
+    def _prepare(self, node: Node, tell: Progress) -> bool:
+        """Whether the run is still to be made; its folder is then ready for the action."""
+        folder = self._folder(node)
+        self._bind_to_needs(node.name, folder, {name: _result_sha256(path) for name, path in self._needs(node).items()})
         # held only in between: the action may be a training run, which takes the lock itself
         with folder.lock():
             folder.prepare(node.config)
         if folder.status() == "finished":
             folder.verify()
-            yield "skipped"
-            return
-        yield "running"
+            tell(node.name, "skipped")
+            return False
+        tell(node.name, "running")
+        return True
+
+    def _act(self, node: Node) -> None:
+        node.action(self._folder(node).path, self._needs(node))
+
+    def _finish(self, node: Node, result: Callable[[], None], tell: Progress) -> None:
+        """`result` returns when the action is done, or raises what it raised."""
+        folder = self._folder(node)
         with folder.records_outcome():
-            node.action(folder.path, needs)
+            result()
         if folder.status() != "finished":
             with folder.lock():
                 folder.finish()
-        yield "finished"
+        tell(node.name, "finished")
+
+    def _folder(self, node: Node) -> RunFolder:
+        return RunFolder(self.folder / node.name)
+
+    def _needs(self, node: Node) -> dict[str, Path]:
+        return {name: self.folder / name for name in node.needs}
 
     def _bind_to_needs(self, name: str, folder: RunFolder, needs: dict[str, str]) -> None:
         made_from = self._read()
@@ -124,6 +185,23 @@ class Study:
     def _refuse_foreign(self) -> None:
         if self.folder.is_symlink() or (self.folder.exists() and not self.folder.is_dir()):
             raise InputError(f"{self.folder} is a link or a file, not a study's folder; give a folder")
+
+
+def _tell_nobody(name: str, step: Step) -> None:
+    del name, step
+
+
+def _first_ready(waiting: Sequence[Node], finished: set[str]) -> Node | None:
+    return next((node for node in waiting if finished.issuperset(node.needs)), None)
+
+
+@contextmanager
+def _kept(errors: list[BaseException]) -> Iterator[None]:
+    """An error in the block goes into `errors` instead of on."""
+    try:
+        yield
+    except BaseException as error:
+        errors.append(error)
 
 
 def _result_sha256(folder: Path) -> str:

@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 from phalanx.errors import CorruptError
 from phalanx.runs.verdict import CLEAN, Outcome, Verdict
+
+Key: TypeAlias = tuple[str, str]
+"""An attack and the surface it climbed."""
+Name = TypeVar("Name", bound=Hashable)
 
 # of one sample's restarts, the first outcome in this order is the one that counts
 _WORST_FIRST: tuple[Outcome, ...] = ("broken", "invalid", "timeout", "held")
@@ -51,6 +56,10 @@ class AttackSummary:
     """Samples right on clean input that have no row of this attack: not counted as held."""
     n: int
     """Every sample of the ledger."""
+    routed: int = 0
+    """Samples right on clean input that it was tried on and whose route is known; 0 for a model without one."""
+    flipped: int = 0
+    """Of these, samples whose route it changed, in any restart."""
 
     @property
     def accuracy(self) -> float:
@@ -72,11 +81,11 @@ class Summary:
     clean_correct: int
     robust: int
     """Samples right on clean input that every attack of these rows has tried and none has broken, found invalid or left
-    unfinished."""
+    unfinished; attacks that stand aside have no say."""
     incomplete: int
     """Samples nothing has broken yet, which some attack has still to try: not counted as robust."""
     attacks: tuple[AttackSummary, ...]
-    """By attack and surface, sorted; without the clean rows."""
+    """By attack and surface, sorted; without the clean rows, with the attacks that stand aside."""
 
     @property
     def clean_accuracy(self) -> float:
@@ -122,39 +131,48 @@ def _worst(rows: Iterable[Verdict]) -> Outcome:
     return min((row.verdict for row in rows), key=_WORST_FIRST.index)
 
 
-def _outcomes(rows: Sequence[Verdict]) -> dict[tuple[str, str], Outcome]:
-    """One sample's worst outcome by (attack, surface), without the clean row."""
-    groups: dict[tuple[str, str], list[Verdict]] = defaultdict(list)
+def _by_key(rows: Sequence[Verdict]) -> Mapping[Key, Sequence[Verdict]]:
+    """One sample's rows by (attack, surface), without the clean row."""
+    groups: dict[Key, list[Verdict]] = defaultdict(list)
     for row in rows:
         if row.attack != CLEAN:
             groups[row.attack, row.surface].append(row)
-    return {key: _worst(group) for key, group in groups.items()}
+    return groups
 
 
-def summarise(rows: Iterable[Verdict]) -> Summary:
+def _correct(samples: Iterable[Sequence[Verdict]]) -> list[Mapping[Key, Sequence[Verdict]]]:
+    """The samples that are right on clean input, each as its attacks' rows."""
+    return [_by_key(rows) for rows in samples if _is_clean_correct(rows)]
+
+
+def summarise(rows: Iterable[Verdict], *, aside: Collection[str] = ()) -> Summary:
     """The numbers of a ledger's rows, in any order.
 
-    A sample wrong on clean input is robust against nothing, whether or not it was attacked.
+    A sample wrong on clean input is robust against nothing, whether or not it was attacked. The attacks named in
+    `aside` (defective ones, run to reproduce a paper) are summed up as the others are, and take no part in `robust`
+    and `incomplete`.
     Raises CorruptError if a sample has two labels.
     """
     samples = _by_sample(rows)
-    correct = {sample: _outcomes(found) for sample, found in samples.items() if _is_clean_correct(found)}
+    correct = _correct(samples.values())
     keys = sorted({(row.attack, row.surface) for found in samples.values() for row in found if row.attack != CLEAN})
-    standing = [outcomes for outcomes in correct.values() if all(outcome == "held" for outcome in outcomes.values())]
-    incomplete = sum(len(outcomes) < len(keys) for outcomes in standing)
+    counted = [key for key in keys if key[0] not in aside]
+    outcomes = [{key: _worst(tried[key]) for key in counted if key in tried} for tried in correct]
+    standing = [found for found in outcomes if all(outcome == "held" for outcome in found.values())]
+    incomplete = sum(len(found) < len(counted) for found in standing)
     return Summary(
         n=len(samples),
         clean_correct=len(correct),
         robust=len(standing) - incomplete,
         incomplete=incomplete,
-        attacks=tuple(_summarise_attack(key, correct.values(), len(samples)) for key in keys),
+        attacks=tuple(_summarise_attack(key, correct, len(samples)) for key in keys),
     )
 
 
-def _summarise_attack(
-    key: tuple[str, str], correct: Iterable[Mapping[tuple[str, str], Outcome]], n: int
-) -> AttackSummary:
-    counts = Counter(outcomes.get(key, "untried") for outcomes in correct)
+def _summarise_attack(key: Key, correct: Iterable[Mapping[Key, Sequence[Verdict]]], n: int) -> AttackSummary:
+    tried = [found.get(key, ()) for found in correct]
+    counts = Counter(_worst(rows) if rows else "untried" for rows in tried)
+    routed = [rows for rows in tried if any(row.flipped is not None for row in rows)]
     return AttackSummary(
         *key,
         held=counts["held"],
@@ -163,4 +181,17 @@ def _summarise_attack(
         timeout=counts["timeout"],
         untried=counts["untried"],
         n=n,
+        routed=len(routed),
+        flipped=sum(any(row.flipped for row in rows) for rows in routed),
     )
+
+
+def held_by_all(rows: Iterable[Verdict], choices: Mapping[Name, Collection[Key]]) -> dict[Name, int]:
+    """For each choice of attacks, the samples that are right on clean input and held against all of them.
+
+    A sample that one of them has not tried does not count; with nothing chosen, all that are right on clean input do.
+    Raises CorruptError if a sample has two labels.
+    """
+    correct = _correct(_by_sample(rows).values())
+    held = [{key for key, tried in found.items() if _worst(tried) == "held"} for found in correct]
+    return {name: sum(keys.issuperset(chosen) for keys in held) for name, chosen in choices.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,13 +79,20 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor | None:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))  # type: ignore[no-any-return]
 
 
-def collapse_alarm(load: Sequence[float], epoch: int, notify: Callable[[str], None]) -> bool:
-    """Whether one expert took over in `epoch`; says so."""
-    worst = max(load, default=0.0)
-    if len(load) < 2 or worst <= COLLAPSE_LOAD:
-        return False
-    notify(
-        f"router collapse in epoch {epoch}: expert {load.index(worst)} got {worst:.0%} of the images; "
-        "the mixture is one network. Raise method.balance or lower the learning rate"
-    )
-    return True
+def collapse_alarms(means: Mapping[str, float | list[float]], epoch: int) -> list[str]:
+    """What to say of every router that sent nearly all images of `epoch` to one expert.
+
+    `means` are the epoch's averages by name; "load" and "NAME.load" hold the shares of a router's experts.
+    """
+    messages = []
+    # a resumed run must say the same in the same order
+    for key, load in sorted(means.items()):
+        router, _, last = key.rpartition(".")
+        if last != "load" or not isinstance(load, list) or len(load) < 2 or max(load) <= COLLAPSE_LOAD:
+            continue
+        where = f"{f' of {router}' if router else ''} in epoch {epoch}"
+        messages.append(
+            f"router collapse{where}: expert {load.index(max(load))} got {max(load):.0%} of the images; "
+            "the mixture is one network. Raise method.balance or lower the learning rate"
+        )
+    return messages

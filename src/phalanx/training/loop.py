@@ -28,7 +28,7 @@ from phalanx.runs import MetricsLog, RunFolder
 from phalanx.runs.checkpoint import Checkpoint, load_latest, save_checkpoint, save_tensors
 from phalanx.training.config import TrainingConfig
 from phalanx.training.ema import Average
-from phalanx.training.guards import GradientWatch, collapse_alarm, diverged, gradient_norm
+from phalanx.training.guards import GradientWatch, collapse_alarms, diverged, gradient_norm
 from phalanx.training.meters import Meters
 from phalanx.training.players import build_optimizers, load_optimizer_tensors, moving, optimizer_tensors
 from phalanx.training.schedules import lr_factor
@@ -99,13 +99,15 @@ def train(
     Writes checkpoints, metrics.jsonl, last.safetensors and, with `validate`, best.safetensors. Returns the deployed
     model with its last weights (the average if there is one), on the model's device, in evaluation mode.
 
-    Raises DivergedError at the first non-finite number, NoGradientError for a player without gradient, Interrupted
-    after saving when a signal asked to stop, CorruptError or DiskError from the files.
+    Raises InputError, before anything is written, for a model that is not routed or that the method cannot train;
+    DivergedError at the first non-finite number, NoGradientError for a player without gradient, Interrupted after
+    saving when a signal asked to stop, CorruptError or DiskError from the files.
     """
     if not isinstance(model, RoutedModel):
         raise InputError(
             f"a {type(model).__name__} is no routed model; wrap a single network: MixtureOfExperts(None, [network])"
         )
+    method.check(model)
     reporter = reporter or Silent()
     with stop_requests() as stop, preserved_rng(), _determinism(), MetricsLog(folder.resolve(METRICS_NAME)) as log:
         run = _Run(model, method, data, config, folder, seed, augment, validate, reporter, log)
@@ -256,11 +258,9 @@ class _Run:
         lr = self.config.optimizer.lr * lr_factor(self.config.schedule, state.step - 1, self.total)
         seconds = round(time.monotonic() - self.started, 3)
         self.log.append({"kind": "train", "epoch": epoch, "step": state.step, **means, "lr": lr, "seconds": seconds})
-        load = means.get("load")
-        messages: list[str] = []
-        if isinstance(load, list) and collapse_alarm(load, epoch, messages.append):
-            self.log.append({"kind": "alarm", "epoch": epoch, "alarm": "router_collapse", "message": messages[0]})
-            self.reporter.notify(messages[0])
+        for message in collapse_alarms(means, epoch):
+            self.log.append({"kind": "alarm", "epoch": epoch, "alarm": "router_collapse", "message": message})
+            self.reporter.notify(message)
         state.meters = Meters()
         due = epoch % self.config.validate_every == 0 or epoch == self.config.epochs
         if self.validate is not None and due:

@@ -1,0 +1,352 @@
+"""What the gates and the margins do, on clean images and under one attack; and each expert as a network by itself."""
+
+# B batch, N all images, E experts, C classes
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.attacks import Attack, check_answers
+from phalanx.data import Batch, ImageSet
+from phalanx.errors import InputError
+from phalanx.evaluation.alpha import probability_margins
+from phalanx.nn import exact_fp32, frozen, preserved_rng
+from phalanx.rng import SampleRng, derive_seed
+from phalanx.routing import (
+    DualModel,
+    Route,
+    Routed,
+    RoutedModel,
+    RouteTree,
+    flipped,
+    gate_entropy,
+    leaves,
+    load_per_expert,
+    map_route,
+    only,
+    routed,
+)
+
+SCHEMA = 1
+"""Of `Analysis.to_json`."""
+
+Model = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class ExpertCounts:
+    """One expert, judged as a network by itself."""
+
+    n: int
+    """Images it was judged on."""
+    clean: int
+    """Of these, how many it answers correctly."""
+    robust: int
+    """Of these, how many it still answers correctly under an attack on it alone."""
+
+
+@dataclass(frozen=True)
+class GateAnalysis:
+    """One gate that has a choice, and its experts."""
+
+    name: str
+    """"" for a single mixture, "standard" or "robust" for a half of a dual model; with several gates "gate-0",
+    "gate-1", ... from left to right ("standard.gate-0" in a half)."""
+    experts: int
+    top_k: int
+    load_clean: tuple[float, ...]
+    """(E,) each expert's share of the assignments; sums to 1."""
+    load_attacked: tuple[float, ...]
+    entropy_clean: float | None
+    """Mean over the images of the entropy in nats of softmax(scores), without those whose scores are not finite; None
+    if there are no others."""
+    entropy_attacked: float | None
+    flipped: float
+    """Share of the images for which another set of experts is selected under attack."""
+    own: tuple[ExpertCounts, ...]
+    """(E,) each expert on the images that this gate, when clean, sends to it as its first choice."""
+    all: tuple[ExpertCounts, ...]
+    """(E,) each expert on every image."""
+
+
+@dataclass(frozen=True)
+class MarginsByClass:
+    """(C,) the mean of p_y - max_{k != y} p_k, in [-1, 1], over the images of each class; None for one without any."""
+
+    clean: tuple[float | None, ...]
+    attacked: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What `analyse` found."""
+
+    attack: str
+    n: int
+    num_classes: int
+    gates: tuple[GateAnalysis, ...]
+    """None of them for a model without a route and for a mixture of one."""
+    margins: Mapping[str, MarginsByClass]
+    """"model" and, for a dual model, "standard" and "robust": F_D, F_S and F_R at the same points."""
+    counts: tuple[int, ...]
+    """(C,) images of each class, the invalid ones included."""
+    invalid: int
+    """Images for which the model, or a half of it, answers with a non-finite number, clean or attacked. They are in no
+    margin, so that clean and attacked means are over the same images."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The analysis as plain values, lists and dictionaries; every number is finite."""
+        return {"schema": SCHEMA, **asdict(self, dict_factory=_plain)}
+
+
+def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in items}
+
+
+class _GateColumns(NamedTuple):
+    """What one gate and its experts do with some images, on the CPU."""
+
+    clean: Route
+    attacked: Route
+    right_BE: Tensor
+    """bool: the expert alone answers correctly."""
+    robust_BE: Tensor
+    """bool: under an attack on it alone, too."""
+
+
+class _Columns(NamedTuple):
+    """One batch, on the CPU."""
+
+    y_B: Tensor
+    margins: dict[str, Tensor]
+    """(B, 2) float64 clean and attacked; NaN where the answer is not finite."""
+    gates: dict[str, _GateColumns]
+
+
+class _Alone(nn.Module):
+    """Logits (B, C) with one gate forced to one expert; any other gate decides as it does without that.
+
+    It has no route: attacks see a plain network. That the gate's scores are computed for nothing is the price of one
+    definition for every kind of mixture.
+    """
+
+    def __init__(self, model: RoutedModel, leaf: int, expert: int) -> None:
+        super().__init__()
+        self.model = model
+        self.leaf = leaf
+        self.expert = expert
+
+    def forward(self, x: Tensor) -> Tensor:
+        position = itertools.count()
+
+        def force(route: Route) -> RouteTree:
+            return only(route, self.expert) if next(position) == self.leaf else route
+
+        return self.model.routed(x, map_route(force, self.model.gate(x))).logits
+
+
+def analyse(
+    model: Model,
+    images: ImageSet,
+    attack: Attack,
+    *,
+    name: str,
+    num_classes: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Analysis:
+    """Load, entropy and flips of every gate, margins by class, and the robust accuracy of each expert alone.
+
+    Load, entropy, flips and margins under attack are taken at the images that one `attack` on the whole model returns,
+    those of a dual model's halves too (the margins behind Table 5 of the dual-model paper): an image that is wrong or
+    invalid when clean is not searched and stays as it is. A search that stops at the first error says nothing of how
+    far the margin could fall after it, so the attacked means are upper bounds.
+
+    Each expert is attacked and judged once more by itself, on the surface "whole" and without a route: what would be
+    left if every image could be sent to it. The cost is 1 + (number of experts, over all gates) attacks on all images.
+
+    Args:
+        model: images (B, ...) in [0, 1] to logits (B, C); attacked in evaluation mode, and left as it was.
+        images: what is analysed.
+        attack: with eps set; run on the whole model with its own surface.
+        name: what the attack is called, for example "pgd-50"; its random numbers belong to the name.
+        num_classes: C, the model's.
+        batch_size: images attacked at once; no number depends on it, up to rounding.
+        seed: of the attacks' random numbers.
+        device: where the model is.
+        progress: called after every batch with the images done, their total and `name`.
+
+    Raises InputError for no images, for labels or a `num_classes` that are not the model's, and for an attack that
+    exists for dual models only.
+    """
+    if not len(images):
+        raise InputError("there are no images to analyse; raise the number of images to evaluate on")
+    alone = _by_itself(attack)
+    batches = []
+    done = 0
+    for batch in images.batches(batch_size, device):
+        batches.append(_columns(model, batch, attack, alone, num_classes, derive_seed(seed, "analysis", name)))
+        done += len(batch.y)
+        if progress is not None:
+            progress(done, len(images), name)
+    return _analysis(name, num_classes, batches)
+
+
+def _by_itself(attack: Attack) -> Attack:
+    """The same attack for a network alone, to which a part of the mixture means nothing."""
+    try:
+        return replace(attack, surface="whole")
+    except ValueError:
+        raise InputError(
+            f"the attack must also work on each expert by itself, and {type(attack).__name__} on the surface "
+            f"{attack.surface!r} does not; use another, for example pgd-50"
+        ) from None
+
+
+def _columns(model: Model, batch: Batch, attack: Attack, alone: Attack, num_classes: int, seed: int) -> _Columns:
+    halves = {"standard": model.standard, "robust": model.robust} if isinstance(model, DualModel) else {}
+    views: dict[str, Any] = {"model": model, **halves}
+    clean = {view: _answer(part, batch.x) for view, part in views.items()}
+    for answer in clean.values():
+        _check_classes(answer.logits, batch.y, num_classes)
+    x_adv = attack.run(model, batch.x, batch.y, rng=SampleRng(seed, batch.ids)).x_adv
+    attacked = {view: _answer(part, x_adv) for view, part in views.items()}
+    gates = {}
+    # a dual model's gates are those of its halves
+    for view in halves or views:
+        for gate, leaf, before, after in _gates(view if halves else "", clean[view].route, attacked[view].route):
+            verdicts = _verdicts_alone(views[view], leaf, before.num_experts, batch, alone, derive_seed(seed, gate))
+            gates[gate] = _GateColumns(_on_host(before), _on_host(after), *verdicts)
+    margins = {
+        view: torch.stack([_finite_margins(look[view].logits, batch.y) for look in (clean, attacked)], 1).cpu()
+        for view in views
+    }
+    return _Columns(batch.y.cpu(), margins, gates)
+
+
+def _check_classes(logits: object, y_B: Tensor, num_classes: int) -> None:
+    check_answers(logits, y_B)
+    assert isinstance(logits, Tensor)
+    if logits.shape[1] != num_classes:
+        raise InputError(
+            f"num_classes must be {logits.shape[1]}, the classes that the model tells apart, got {num_classes}; "
+            "use the data that the model is for"
+        )
+
+
+@torch.no_grad()
+def _answer(model: Model, x: Tensor) -> Routed:
+    with frozen(model), exact_fp32(), preserved_rng():
+        return routed(model, x)
+
+
+def _finite_margins(logits_BC: Tensor, y_B: Tensor) -> Tensor:
+    # a logit of -inf alone would leave the softmax finite
+    return probability_margins(logits_BC, y_B).masked_fill(~logits_BC.isfinite().all(-1), float("nan"))
+
+
+def _gates(prefix: str, clean: RouteTree | None, attacked: RouteTree | None) -> Iterator[tuple[str, int, Route, Route]]:
+    """Name, position and the clean and attacked decisions of every gate that has a choice."""
+    if clean is None or attacked is None:
+        return
+    pairs = list(zip(leaves(clean), leaves(attacked), strict=True))
+    for leaf, (before, after) in enumerate(pairs):
+        if before.num_experts > 1:
+            number = f"gate-{leaf}" if len(pairs) > 1 else ""
+            yield ".".join(part for part in (prefix, number) if part), leaf, before, after
+
+
+def _on_host(route: Route) -> Route:
+    return Route(route.scores.double().cpu(), route.experts.cpu(), route.weights.cpu())
+
+
+def _verdicts_alone(
+    model: RoutedModel, leaf: int, num_experts: int, batch: Batch, attack: Attack, seed: int
+) -> tuple[Tensor, Tensor]:
+    """(B, E) bool right and (B, E) bool right and held, of each expert by itself under `attack`."""
+    right, robust = [], []
+    for expert in range(num_experts):
+        network = _Alone(model, leaf, expert)
+        logits_BC = _answer(network, batch.x).logits
+        right.append((logits_BC.argmax(-1) == batch.y) & logits_BC.isfinite().all(-1))
+        result = attack.run(network, batch.x, batch.y, rng=SampleRng(derive_seed(seed, expert), batch.ids))
+        robust.append(right[-1] & ~(result.broken | result.invalid))
+    return torch.stack(right, 1).cpu(), torch.stack(robust, 1).cpu()
+
+
+def _joined(routes: Sequence[Route]) -> Route:
+    return Route(
+        torch.cat([route.scores for route in routes]),
+        torch.cat([route.experts for route in routes]),
+        torch.cat([route.weights for route in routes]),
+    )
+
+
+def _gate_analysis(name: str, batches: Sequence[_GateColumns]) -> GateAnalysis:
+    clean, attacked = _joined([part.clean for part in batches]), _joined([part.attacked for part in batches])
+    right_NE = torch.cat([part.right_BE for part in batches])
+    robust_NE = torch.cat([part.robust_BE for part in batches])
+    first_N1 = clean.experts[:, :1]
+    own_NE = first_N1 == torch.arange(clean.num_experts)
+    return GateAnalysis(
+        name=name,
+        experts=clean.num_experts,
+        top_k=clean.experts.shape[1],
+        load_clean=_load(clean),
+        load_attacked=_load(attacked),
+        entropy_clean=_entropy(clean),
+        entropy_attacked=_entropy(attacked),
+        flipped=float(flipped(clean, attacked).double().mean()),
+        own=_expert_counts(own_NE, right_NE, robust_NE),
+        all=_expert_counts(torch.ones_like(own_NE), right_NE, robust_NE),
+    )
+
+
+def _load(route: Route) -> tuple[float, ...]:
+    (load_E,) = load_per_expert(route)
+    return tuple(load_E.tolist())
+
+
+def _entropy(route: Route) -> float | None:
+    return _mean(gate_entropy(route))
+
+
+def _mean(values: Tensor) -> float | None:
+    """Over the finite ones; None if there are none."""
+    finite = values[values.isfinite()]
+    return float(finite.mean()) if len(finite) else None
+
+
+def _expert_counts(judged_NE: Tensor, right_NE: Tensor, robust_NE: Tensor) -> tuple[ExpertCounts, ...]:
+    columns = ((judged_NE & counted_NE).sum(0).tolist() for counted_NE in (judged_NE, right_NE, robust_NE))
+    return tuple(itertools.starmap(ExpertCounts, zip(*columns, strict=True)))
+
+
+def _by_class(values_N: Tensor, y_N: Tensor, counted_N: Tensor, num_classes: int) -> tuple[float | None, ...]:
+    return tuple(_mean(values_N[counted_N & (y_N == label)]) for label in range(num_classes))
+
+
+def _analysis(name: str, num_classes: int, batches: Sequence[_Columns]) -> Analysis:
+    y_N = torch.cat([columns.y_B for columns in batches])
+    margins = {view: torch.cat([columns.margins[view] for columns in batches]) for view in batches[0].margins}
+    finite_N = torch.cat([*margins.values()], dim=1).isfinite().all(1)
+    return Analysis(
+        attack=name,
+        n=len(y_N),
+        num_classes=num_classes,
+        gates=tuple(_gate_analysis(gate, [columns.gates[gate] for columns in batches]) for gate in batches[0].gates),
+        margins={
+            view: MarginsByClass(*(_by_class(values_N, y_N, finite_N, num_classes) for values_N in values_N2.unbind(1)))
+            for view, values_N2 in margins.items()
+        },
+        counts=tuple(torch.bincount(y_N, minlength=num_classes).tolist()),
+        invalid=int((~finite_N).sum()),
+    )

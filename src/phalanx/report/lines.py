@@ -1,0 +1,82 @@
+"""The lines of the first table as text, and what its columns mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from phalanx.report.headline import WORST, Column
+from phalanx.report.page import Page, Row
+from phalanx.report.rate import Rate
+from phalanx.report.words import ABSENT, listed, percent, rated
+
+MEASURED = "measured"
+REPORTED = "reported"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the first table."""
+
+    label: str
+    """The row's."""
+    kind: str
+    """`MEASURED`, `REPORTED`, or a released attack's name."""
+    cells: tuple[str, ...]
+    """In the order of the page's columns, in percent."""
+
+
+def headline_lines(row: Row, columns: Sequence[Column]) -> list[Line]:
+    """What was measured; where there are any, what a paper reported, and what released attacks say."""
+    measured = tuple(_cell(column, row.columns.get(column.key)) for column in columns)
+    lines = [Line(row.label, MEASURED, measured)]
+    if row.reported:
+        lines.append(Line(row.label, REPORTED, tuple(_printed(row.reported.get(column.key)) for column in columns)))
+    for name, rates in row.released_columns.items():
+        lines.append(Line(row.label, name, tuple(_cell(column, rates.get(column.key)) for column in columns)))
+    return lines
+
+
+def _cell(column: Column, rate: Rate | None) -> str:
+    return rated(rate) if rate is None or column.key == WORST else percent(rate.share)
+
+
+def _printed(value: float | None) -> str:
+    # two decimals, as papers print them: it also tells the line from one that was measured
+    return ABSENT if value is None else f"{value:.2f}"
+
+
+def legend(page: Page) -> Iterator[tuple[str, str]]:
+    """Each column and what it is, with the names of the attacks whose union it is."""
+    for column in page.columns:
+        under = f" ({', '.join(column.attacks)})" if column.attacks else ""
+        yield column.head, column.says + under
+
+
+def remarks(page: Page) -> Iterator[str]:
+    """What holds for every line of the first table, in sentences."""
+    threats = listed(list(dict.fromkeys(attack.threat for attack in page.attacks)))
+    within = f", within {threats}; an attack's name says its steps" if threats else ""
+    yield (
+        f"In percent of all images ({_sizes(page)}){within}. Every perturbation is judged on the whole real model; in "
+        "brackets the 95 % Wilson interval."
+    )
+    if any(row.reported for row in page.rows):
+        yield (
+            f"Reported: what {page.reported_source or 'the paper'} printed, without an interval. "
+            "Measured: what the runs of this page hold."
+        )
+    if page.released:
+        names = listed(list(dict.fromkeys(name for row in page.rows for name in row.released_columns)))
+        yield (
+            f"Released attacks ({names}): run with the defects they were published with. They are no evidence of "
+            "robustness, and are in no other number of this page."
+        )
+
+
+def _sizes(page: Page) -> str:
+    """ "n = 450", or n row by row."""
+    sizes = {row.n for row in page.rows}
+    if len(sizes) == 1:
+        return f"n = {sizes.pop():,}"
+    return "n = " + listed([f"{row.n:,} of {row.label}" for row in page.rows])

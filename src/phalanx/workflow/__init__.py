@@ -1,0 +1,43 @@
+"""What a command does: the rooms put together. Each function makes, or takes up again, one folder."""
+
+from phalanx.workflow.compute import cpu_threads, environment, pick_device, processor_name
+from phalanx.workflow.evaluating import (
+    ANALYSIS_NAME,
+    EVALUATION_NAME,
+    LEDGER_NAME,
+    evaluate_dual,
+    evaluate_run,
+    evaluation_folder,
+)
+from phalanx.workflow.reporting import data_config, find_rows, report_on
+from phalanx.workflow.reproducing import Reproduction, reproduction
+from phalanx.workflow.studies import Plan, default_workers, make_study, perform, plan
+from phalanx.workflow.training import Trained, prepare_run, run_config, train_into, train_run
+
+__all__ = [
+    "ANALYSIS_NAME",
+    "EVALUATION_NAME",
+    "LEDGER_NAME",
+    "Plan",
+    "Reproduction",
+    "Trained",
+    "cpu_threads",
+    "data_config",
+    "default_workers",
+    "environment",
+    "evaluate_dual",
+    "evaluate_run",
+    "evaluation_folder",
+    "find_rows",
+    "make_study",
+    "perform",
+    "pick_device",
+    "plan",
+    "prepare_run",
+    "processor_name",
+    "report_on",
+    "reproduction",
+    "run_config",
+    "train_into",
+    "train_run",
+]

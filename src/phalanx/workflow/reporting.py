@@ -1,0 +1,79 @@
+"""From folders to a report, and the little that commands ask besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from phalanx.config import RunConfig, load_run
+from phalanx.data import DataConfig
+from phalanx.errors import InputError
+from phalanx.loading import load_recipe
+from phalanx.report import Page, RowSource, build_page, write_report
+from phalanx.report.records import read_object
+from phalanx.runs import RunFolder
+from phalanx.workflow.evaluating import EVALUATION_NAME
+from phalanx.workflow.studies import EVALUATION_SUFFIX
+
+
+def find_rows(paths: list[Path]) -> list[RowSource]:
+    """The table's rows of study folders and run folders. Raises InputError for a folder with nothing evaluated."""
+    rows = [row for path in paths for row in _rows_in(path)]
+    if not rows:
+        raise InputError(
+            f"nothing evaluated in {', '.join(map(str, paths))}; run phalanx evaluate RUN, or phalanx run RECIPE"
+        )
+    return rows
+
+
+def _rows_in(path: Path) -> list[RowSource]:
+    if not path.is_dir():
+        raise InputError(f"{path} is no folder; give a study's or a run's folder")
+    own = [_row(folder, path, f"{path.name} {folder.name}") for folder in _evaluated(path / "evaluations", "*")]
+    inside = []
+    for folder in _evaluated(path, "*" + EVALUATION_SUFFIX):
+        name = folder.name.removesuffix(EVALUATION_SUFFIX)
+        inside.append(_row(folder, path / name, name))
+    return own + inside
+
+
+def _evaluated(folder: Path, pattern: str) -> list[Path]:
+    return [found for found in sorted(folder.glob(pattern)) if (found / EVALUATION_NAME).is_file()]
+
+
+def _row(evaluation: Path, run: Path, name: str) -> RowSource:
+    label = str(read_object(evaluation / EVALUATION_NAME, missing="").values.get("label") or name)
+    view = RunFolder(evaluation).record()["config"].get("view")
+    if view is None:
+        return RowSource(label, run, evaluation)
+    # a study's own runs lie beside the evaluation; other halves are paths as they were given
+    robust, standard = (
+        beside if (beside := evaluation.parent / view[half]).is_dir() else Path(view[half])
+        for half in ("robust", "standard")
+    )
+    return RowSource(label, robust, evaluation, standard=standard)
+
+
+def report_on(
+    rows: list[RowSource],
+    folder: Path,
+    *,
+    title: str,
+    description: str,
+    command: str,
+    reported: Mapping[str, Mapping[str, float]] | None = None,
+    reported_source: str = "",
+) -> tuple[Page, dict[str, Path]]:
+    """Builds the page and writes it into `folder`: the page, and where its files are by kind.
+
+    `reported` holds what a paper printed for rows, by label and column, in percent; `reported_source` says where.
+    """
+    page = build_page(title, description, rows, command, reported=reported, reported_source=reported_source)
+    return page, write_report(folder, page)
+
+
+def data_config(name: str, overrides: tuple[str, ...] = ()) -> DataConfig:
+    """The data settings meant by "digits", "folder:PATH", "parquet:PATH" or a recipe, with `--set data.KEY=VALUE`."""
+    if name == "digits" or ":" in name:
+        return load_recipe(RunConfig, None, overrides, values={"data": {"name": name}}).value.data
+    return load_run(name, overrides).value.data
