@@ -110,6 +110,8 @@ def save_when_asked(job: Mapping[str, Any], reporter: Any) -> None:
     wait_until(lambda: bool(heard))
     # another signal of the same stop would come in this time
     time.sleep(10 * PAUSE_SECONDS)
+    # perhaps to nobody
+    reporter.progress(1, 1, "last step")
     for signum, handler in before.items():
         signal.signal(signum, handler)
     (folder / "saved").write_text(str(heard[0]))

@@ -70,7 +70,10 @@ class WorkerPool:
                 process.end()
                 self._processes.remove(process)
                 if isinstance(error, EOFError):
-                    raise self._without_answer(str(job["folder"]), process) from None
+                    raise PhalanxError(
+                        f"the worker process of {job['folder']} died ({process.ending()}); "
+                        "what it saved is kept, the same command goes on"
+                    ) from None
                 raise
             self._idle.append(process)
 
@@ -80,13 +83,6 @@ class WorkerPool:
         process = _Process(self._target, self._threads)
         self._processes.append(process)
         return process
-
-    def _without_answer(self, folder: str, process: _Process) -> PhalanxError:
-        if self._signum is not None:
-            return Interrupted(self._signum, f"{folder} was stopped; what it saved is kept, the same command goes on")
-        return PhalanxError(
-            f"the worker process of {folder} died ({process.ending()}); what it saved is kept, the same command goes on"
-        )
 
     def __enter__(self) -> WorkerPool:
         if threading.current_thread() is threading.main_thread():

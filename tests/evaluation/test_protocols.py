@@ -96,7 +96,7 @@ def test_routing_is_every_surface_and_steering() -> None:
     assert found.name == "fgsm,routing-9"
     assert [member.name for member in found.members] == [
         "fgsm", "pgd-9", "pgd-9-margin@pinned", "pgd-9@pinned", "pgd-9@experts", "pgd-9@router", "pgd-9@dense",
-        "steer-9",
+        "steer-9", "steer-9x9",
     ]  # fmt: skip
     with pytest.raises(InputError, match="protocol names 'pgd-9' twice"):
         protocol("pgd-9,routing-9", THREAT)

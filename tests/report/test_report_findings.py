@@ -2,7 +2,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from report_sample import config, epochs, make_evaluation, make_run, make_source, page_of, spec
+from report_sample import (
+    DUAL,
+    ROUTING,
+    config,
+    epochs,
+    make_evaluation,
+    make_run,
+    make_source,
+    make_view,
+    page_of,
+    spec,
+    specs_of,
+)
 
 from phalanx.report import Page, RowSource
 
@@ -65,6 +77,28 @@ def test_rows_that_do_not_compare_say_so(tmp_path: Path) -> None:
     page = page_of(make_source(tmp_path, "A"), make_source(tmp_path, "B", eps="4/255", data_sha256="11" * 32))
     for said in ("different images", "different budgets", "Not every row faced every attack"):
         assert said in _caveats(page)
+
+
+def test_attacks_on_halves_are_told_apart_from_missing_ones(tmp_path: Path) -> None:
+    attacks = dict.fromkeys(DUAL, "h" * 4)
+    common = {name: attacks[name] for name in ROUTING}
+    single = make_source(tmp_path, clean="hhhh", attacks=common, specs=specs_of(ROUTING))
+    dual = make_view(
+        tmp_path,
+        "dual",
+        make_run(tmp_path / "st"),
+        single.run,
+        0.7,
+        clean="hhhh",
+        attacks=attacks,
+        specs=specs_of(DUAL),
+    )
+    assert "also faced attacks on their halves" in _caveats(page_of(single, dual))
+    assert "Not every row faced" not in _caveats(page_of(single, dual))
+    fewer = make_source(
+        tmp_path, "B", clean="hhhh", attacks={"pgd-50": "hhhh"}, specs=specs_of({"pgd-50": ROUTING["pgd-50"]})
+    )
+    assert "Not every row faced every attack" in _caveats(page_of(fewer, dual))
 
 
 def test_a_training_attack_without_gradient_is_an_alarm(tmp_path: Path) -> None:

@@ -88,8 +88,8 @@ def _expanded(part: str, halves: bool) -> list[str]:
     pgd = f"pgd-{steps}"
     surfaces = ("pinned", "experts", "router", "dense", *(("standard", "robust") if halves else ()))
     # as many classes as AutoAttack's targeted members aim at
-    joint = [f"joint-{steps}x9"] if halves else []
-    return [pgd, f"{pgd}-margin@pinned", *(f"{pgd}@{surface}" for surface in surfaces), f"steer-{steps}", *joint]
+    aimed = [f"steer-{steps}", f"steer-{steps}x9", *([f"joint-{steps}x9"] if halves else [])]
+    return [pgd, f"{pgd}-margin@pinned", *(f"{pgd}@{surface}" for surface in surfaces), *aimed]
 
 
 def protocol(name: str, threat: ThreatModel, *, halves: bool = False) -> Protocol:

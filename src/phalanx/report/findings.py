@@ -93,7 +93,7 @@ def _rate(rate: Rate) -> str:
 
 def caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> tuple[str, ...]:
     """What the numbers do not show: attacks that were not run, too few images or seeds, rows that do not compare."""
-    return (*_attack_caveats(rows, attacks), *_sample_caveats(rows), *_comparison_caveats(rows))
+    return (*_attack_caveats(rows, attacks), *_sample_caveats(rows), *_comparison_caveats(rows, attacks))
 
 
 def _attack_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[str]:
@@ -139,17 +139,23 @@ def _rates(row: Row) -> list[Rate]:
     return [row.clean, *(Rate(attack.held, attack.n) for attack in row.attacks if attack)]
 
 
-def _comparison_caveats(rows: Sequence[Row]) -> Iterator[str]:
+def _comparison_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[str]:
     if len({row.data["evaluated images (sha256)"] for row in rows}) > 1:
         yield "The rows were evaluated on different images, so their accuracies do not compare directly."
     if len({(row.measurement["norm"], row.measurement["eps"]) for row in rows}) > 1:
         yield "The rows were attacked within different budgets, so their robust accuracies do not compare."
-    if len({row.worst is None for row in rows}) > 1 or len({_faced(row) for row in rows}) > 1:
+    common = [not _aims_at_halves(attack) for attack in attacks]
+    if len({row.worst is None for row in rows}) > 1 or len({_faced(row, common) for row in rows}) > 1:
         yield "Not every row faced every attack, so the worst cases do not compare."
+    elif len({_faced(row, [True] * len(attacks)) for row in rows}) > 1:
+        yield (
+            "The dual models also faced attacks on their halves, which the other rows do not have: a little of a "
+            "difference between their worst cases may come from that."
+        )
 
 
-def _faced(row: Row) -> tuple[bool, ...]:
-    return tuple(attack is not None for attack in row.attacks)
+def _faced(row: Row, counted: Sequence[bool]) -> tuple[bool, ...]:
+    return tuple(attack is not None for attack, counts in zip(row.attacks, counted, strict=True) if counts)
 
 
 # -- what went wrong -----------------------------------------------------------------------------------------------
