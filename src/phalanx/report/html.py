@@ -62,7 +62,7 @@ def render_html(page: Page) -> str:
     return environment.get_template("page.html.j2").render(
         page=page,
         version=__version__,
-        headline=[headline_lines(row, page.columns) for row in page.rows],
+        headline=[headline_lines(row, page) for row in page.rows],
         legend=list(legend(page)),
         remarks=list(remarks(page)),
         released=released_table(page),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from phalanx.report.headline import WORST, Column
@@ -26,14 +26,20 @@ class Line:
     """In the order of the page's columns, in percent."""
 
 
-def headline_lines(row: Row, columns: Sequence[Column]) -> list[Line]:
-    """What was measured; where there are any, what a paper reported, and what released attacks say."""
-    measured = tuple(_cell(column, row.columns.get(column.key)) for column in columns)
+def headline_lines(row: Row, page: Page) -> list[Line]:
+    """What was measured; on a page beside a paper's numbers also those, and what released attacks say.
+
+    Elsewhere the released attacks keep to their own table: they have little to put into these columns.
+    """
+    measured = tuple(_cell(column, row.columns.get(column.key)) for column in page.columns)
     lines = [Line(row.label, MEASURED, measured)]
     if row.reported:
-        lines.append(Line(row.label, REPORTED, tuple(_printed(row.reported.get(column.key)) for column in columns)))
-    for name, rates in row.released_columns.items():
-        lines.append(Line(row.label, name, tuple(_cell(column, rates.get(column.key)) for column in columns)))
+        printed = tuple(_printed(row.reported.get(column.key)) for column in page.columns)
+        lines.append(Line(row.label, REPORTED, printed))
+    if page.reported_source:
+        for name, rates in row.released_columns.items():
+            said = tuple(_cell(column, rates.get(column.key)) for column in page.columns)
+            lines.append(Line(row.label, name, said))
     return lines
 
 

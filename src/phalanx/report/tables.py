@@ -55,7 +55,7 @@ def _headline(page: Page) -> str:
     heads = tuple(_STACKED.get(column.head, column.head) for column in page.columns)
     lines: list[tuple[str, ...]] = []
     for row in page.rows:
-        own = headline_lines(row, page.columns)
+        own = headline_lines(row, page)
         if len(own) == 1:
             lines.append((row.label, *own[0].cells))
         else:
@@ -72,7 +72,7 @@ def _legend(page: Page) -> Iterator[str]:
 
 def _attack_by_attack(page: Page) -> list[str]:
     if len(page.rows) > _TOLD_ROWS:
-        return ["Each attack by itself is in report.html and table.json."]
+        return [*_released(page), "Each attack by itself is in report.html and table.json."]
     lines = [line for row in page.rows for line in _row_lines(row, page.attacks)]
     head = ("model", "measured", "n", "held", "accuracy %", "95 % interval")
     return [_aligned(head, "llrrrr", lines), *_released(page)]
@@ -80,7 +80,9 @@ def _attack_by_attack(page: Page) -> list[str]:
 
 def _released(page: Page) -> list[str]:
     table = released_table(page)
-    return [] if table is None else [table.title, _aligned(table.head, "llrrr", table.lines)]
+    if table is None or page.reported_source:
+        return []
+    return [f"{table.title}\n\n{_aligned(table.head, 'llrrr', table.lines)}"]
 
 
 def _row_lines(row: Row, attacks: Sequence[Attack]) -> Iterator[tuple[str, ...]]:

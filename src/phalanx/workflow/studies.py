@@ -161,20 +161,24 @@ def make_study(
 ) -> list[RowSource]:
     """Trains and evaluates everything that is not finished; the rows of the table.
 
-    Independent work is done side by side in `workers` processes; with one, in this process. No result depends on it.
+    Independent work is done side by side in `workers` processes; with one, in this process. No result depends on it,
+    but for rounding where a run leaves its number of CPU threads to torch: the processes share them.
     """
     folders = {name: folder / name for name in plan.runs}
+    if fresh:
+        _clear(Study(folder, list(_nodes(plan, folders, reporter_for, perform))))
+    _check_new(plan, folders, reporter_for)
     with WorkerPool(workers, threads=_threads(workers)) if workers > 1 else nullcontext() as pool:
         do = perform if pool is None else pool.do
-        study = Study(folder, list(_nodes(plan, folders, reporter_for, do)))
-        if fresh:
-            for node in reversed(study.order()):
-                made = RunFolder(folder / node.name)
-                with made.lock():
-                    made.clear()
-        _check_new(plan, folders, reporter_for)
-        study.run(progress, workers=workers)
+        Study(folder, list(_nodes(plan, folders, reporter_for, do))).run(progress, workers=workers)
     return [_row_source(plan, row, folder) for row in plan.table]
+
+
+def _clear(study: Study) -> None:
+    for node in reversed(study.order()):
+        made = RunFolder(study.folder / node.name)
+        with made.lock():
+            made.clear()
 
 
 def default_workers(plan: Plan) -> int:
