@@ -36,7 +36,7 @@ STEERING_STEPS = 50
 BETA = 6.0
 LEARNING_RATE = 1e-4
 
-UNITS = {"rt_er": 50, "jtdmoe": 135}
+UNITS = {"rt_er": 49, "jtdmoe": 131}
 """Passes of one image through one expert in a `code` step, from the methods' docstrings."""
 
 SPEED_LIMIT = 1.6

@@ -186,7 +186,7 @@ def test_rt_er_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytes
     check_shape(plain)
     assert plain["settings"]["steering_steps"] == 2
     assert [bar["at_most"] for bar in plain["bars"]] == [False, True, True]
-    # 135 / 50
+    # 131 / 49
     assert plain["measurements"]["jtdmoe_relative_to_rt_er"]["counted"] == 2.7
 
 

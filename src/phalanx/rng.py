@@ -63,7 +63,7 @@ class SampleRng:
 
     seed: int
     keys: Tensor
-    """(B,) int64, each at least 0."""
+    """(B,) int64, each in 0..2**48 - 1 (`repeated` counts above)."""
 
     @classmethod
     def for_batch(cls, size: int, seed: int = 0, device: torch.device | str = "cpu") -> SampleRng:
@@ -79,6 +79,10 @@ class SampleRng:
     def fold(self, *parts: int | str) -> SampleRng:
         """The same samples under a seed derived from this one and `parts` (an epoch, a name)."""
         return SampleRng(derive_seed(self.seed, *parts), self.keys)
+
+    def repeated(self, count: int) -> SampleRng:
+        """The samples `count` times over, each time with numbers of its own; the first time with these."""
+        return SampleRng(self.seed, torch.cat([self.keys + (copy << 48) for copy in range(count)]))
 
     def _words(self, purpose: str, count: int, restart: int, step: int) -> Tensor:
         """(B, count) int64 holding uniform 32-bit words."""

@@ -291,12 +291,12 @@ def _metered(mixture: MixtureOfExperts) -> MixtureOfExperts:
 @pytest.mark.parametrize(
     ("method", "units"),
     [
-        (RTER(preset="code"), 50),
-        (RTER(preset="sound"), 104),
+        (RTER(preset="code"), 49),
+        (RTER(preset="sound"), 101),
         (RTER(preset="paper"), 59),
-        (JTDMoE(preset="code"), 135),
-        (JTDMoE(preset="code", upper_moves="both"), 137),
-        (JTDMoE(preset="sound"), 110),
+        (JTDMoE(preset="code"), 131),
+        (JTDMoE(preset="code", upper_moves="both"), 133),
+        (JTDMoE(preset="sound"), 107),
         (JTDMoE(preset="paper"), 65),
     ],
     ids=lambda value: f"{value.name} {value.preset}" if isinstance(value, RTER | JTDMoE) else str(value),

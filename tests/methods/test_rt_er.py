@@ -15,6 +15,7 @@ from toy_networks import LogOdds, pixel
 
 import tiny
 from phalanx.attacks import FGSM, PGD, JointMargin, RouteSteering
+from phalanx.attacks.surfaces import UNDECIDED
 from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found
 from phalanx.config import load_run
@@ -24,7 +25,7 @@ from phalanx.methods import RTER, Loss
 from phalanx.methods.base import classification_loss, mean_kl
 from phalanx.methods.expert_robustness import Choices
 from phalanx.rng import Rng, SampleRng
-from phalanx.routing import DualModel, MixtureOfExperts, RoutedModel, only
+from phalanx.routing import DualModel, MixtureOfExperts, RoutedModel, only, select
 from phalanx.threat import ThreatModel
 
 RNG = Rng(3)
@@ -44,14 +45,16 @@ class _Affine(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _Shift(PGD):
-    """Finds x + eps on the mixture and x - eps on a single expert; records whom it was aimed at, on which images."""
+    """Finds x + eps on the mixture and x - eps on a single expert; records at whom it was aimed (-1: the mixture), and
+    on which images."""
 
     asked: list[tuple[str, list[int], Tensor]] = field(default_factory=list)
 
     def perturb(self, target: Target, rng: SampleRng) -> Found:
         route: Any = None if target.clean is None else target.clean.route
-        self.asked.append((self.surface, [] if route is None else route.experts.flatten().tolist(), target.x))
-        sign = 1 if self.surface == "whole" else -1
+        experts = torch.full((len(target),), UNDECIDED) if route is None else route.experts.flatten()
+        self.asked.append((self.surface, experts.tolist(), target.x))
+        sign = torch.where(experts == UNDECIDED, 1, -1).reshape(-1, *([1] * (target.x.dim() - 1)))
         return super().perturb(target, rng)._replace(x_adv=target.x + sign * self.threat.epsilon)
 
 
@@ -167,16 +170,18 @@ def test_code_attacks_the_second_expert_of_the_clean_image_only() -> None:
     x = torch.tensor([0.5, 0.6, 0.65, 0.75], dtype=torch.float64).reshape(4, 1, 1, 1)
     batch = Batch(x, torch.zeros(4, dtype=torch.int64), torch.arange(4))
     _loss(RTER(attack=attack, preset="code"), _three(), batch)
-    assert [(surface, experts) for surface, experts, _ in attack.asked] == [("whole", []), ("experts", [1, 1, 2, 2])]
-    assert all(torch.equal(images, x) for _, _, images in attack.asked)
+    # the mixture beside them, in one search
+    ((surface, experts, images),) = attack.asked
+    assert (surface, experts) == ("held", [-1, -1, -1, -1, 1, 1, 2, 2])
+    assert torch.equal(images, torch.cat([x, x]))
 
 
 def test_sound_attacks_every_idle_expert_once() -> None:
     attack = _shift()
     _loss(RTER(attack=attack), _three(), pixel())
     asked = [(surface, experts) for surface, experts, _ in attack.asked]
-    # best first, at 3/4
-    assert asked == [("whole", []), ("experts", [2]), ("experts", [1])]
+    # best first, at 3/4, which is known when the mixture has been attacked
+    assert asked == [("whole", [-1]), ("experts", [2, 1])]
 
 
 def test_paper_attacks_the_mixture_only() -> None:
@@ -191,8 +196,8 @@ def test_all_attacks_every_expert_on_the_whole_batch() -> None:
     _loss(
         RTER(attack=attack, regularised="all"), _three(), Batch(x, torch.zeros(2, dtype=torch.int64), torch.arange(2))
     )
-    assert [experts for _, experts, _ in attack.asked] == [[], [0, 0], [1, 1], [2, 2]]
-    assert all(torch.equal(images, x) for _, _, images in attack.asked)
+    ((_, experts, images),) = attack.asked
+    assert experts == [-1, -1, 0, 0, 1, 1, 2, 2] and torch.equal(images, torch.cat([x] * 4))
 
 
 def test_all_needs_no_idle_expert() -> None:
@@ -261,7 +266,8 @@ def test_equal_to_a_loop_over_single_experts() -> None:
     for rank, image in itertools.product(range(1, 4), range(len(ids))):
         one, expert = slice(image, image + 1), model.experts[order[image, rank]]
         attack = PGD(eps="3/16", steps=3)
-        own = attack(expert, batch.x[one], y[one], rng=RNG.fold("own", rank - 1).samples(ids[one]))
+        streams = RNG.fold("attack").samples(ids).fold("own").repeated(3)
+        own = attack(expert, batch.x[one], y[one], rng=streams[slice((rank - 1) * len(ids) + image, None)][:1])
         terms.append(mean_kl(expert(batch.x[one]), expert(own)))
     expected = classification_loss(model, d, y, method.balance).value + 6 * torch.stack(terms).mean()
     torch.testing.assert_close(_loss(method, model, batch).value, expected)
@@ -276,6 +282,39 @@ def test_an_attack_under_a_route_is_the_attack_on_that_expert() -> None:
     # without one it is the gate's own decision
     own = replace(attack, surface="experts")
     torch.testing.assert_close(own.search(model, x, y, route=model.gate(x)).x_adv, own(model, x, y))
+
+
+@pytest.mark.parametrize("regularised", ["second", "all"])
+def test_a_search_side_by_side_is_the_searches_apart(regularised: Any) -> None:
+    model, batch = tiny.mixture(4).double().eval(), _digits()
+    batch = batch._replace(x=batch.x.double())
+    method = RTER(attack=PGD(steps=3), preset="code", regularised=regularised).within(tiny.THREAT)
+    streams = RNG.fold("attack").samples(batch.ids)
+    found = method._side_by_side(model, batch.x, batch.y, streams)
+    assert found is not None and found.times == (4 if regularised == "all" else 1)
+    # by the gate's own decision at each iterate, its gradient included
+    torch.testing.assert_close(found.x_adv, method.attack(model, batch.x, batch.y, rng=streams))
+    own, each = replace(method.attack, surface="experts"), streams.repeated(1 + found.times)
+    for rank in range(found.times):
+        rows = slice(rank * len(batch.x), (rank + 1) * len(batch.x))
+        rng = each[slice((rank + 1) * len(batch.x), (rank + 2) * len(batch.x))]
+        alone = own.search(model, batch.x, batch.y, rng=rng, route=select(found.routes, torch.arange(64)[rows]))
+        torch.testing.assert_close(found.points[rows], alone.x_adv)
+
+
+def test_two_answering_experts_are_attacked_one_after_the_other() -> None:
+    model, batch = tiny.mixture(4, 2), _digits()
+    method = RTER(attack=PGD(steps=1), preset="code").within(tiny.THREAT)
+    assert method._side_by_side(model, batch.x, batch.y, RNG.samples(batch.ids)) is None
+    assert _loss(method, model, batch).value.isfinite()
+
+
+def test_a_held_route_needs_one_top_1_gate() -> None:
+    batch = _digits()
+    attack = PGD(eps="3/16", steps=1, surface="held")
+    for model in (tiny.mixture(4, 2), tiny.mixture(2).experts[0], DualModel(tiny.mixture(2), tiny.mixture(2), 0.7)):
+        with pytest.raises(InputError, match="surface 'held' needs a model with one top-1 gate; use 'experts'"):
+            attack(model, batch.x, batch.y)
 
 
 def test_a_route_that_nothing_reads_is_refused() -> None:

@@ -45,6 +45,10 @@ class AimedAttack(Attack):
         return True
 
     @property
+    def reads_clean_logits(self) -> bool:
+        return True
+
+    @property
     def gradient_steps(self) -> int:
         return self.steps
 

@@ -20,7 +20,7 @@ from phalanx.attacks.tracker import Found
 from phalanx.errors import InputError
 from phalanx.nn import exact_fp32, fold_batchnorm, frozen, preserved_rng, spec_of
 from phalanx.rng import SampleRng
-from phalanx.routing import RouteTree, flipped, routed
+from phalanx.routing import Routed, RouteTree, flipped, routed
 from phalanx.threat import Norm, ThreatModel, check_radius, parse_epsilon
 
 
@@ -173,6 +173,11 @@ class Attack(ABC):
         """Whether the search needs the surface's pass on the clean images, one forward."""
         return SURFACES.needs_clean_pass(self.surface) or OBJECTIVES.needs_clean_pass(self.objective)
 
+    @property
+    def reads_clean_logits(self) -> bool:
+        """Whether it needs that pass's logits, or no more than its route."""
+        return self.targeted or OBJECTIVES.needs_clean_pass(self.objective)
+
     def _target(
         self,
         model: Model,
@@ -188,7 +193,12 @@ class Attack(ABC):
         if not (self.reads_clean_pass or (self.targeted and wanted is None)):
             return replace(target, wanted=wanted)
         with torch.no_grad():
-            clean = routed(search, x) if route is None else search.routed(x, route)  # type: ignore[attr-defined]
+            if route is None:
+                clean = routed(search, x)
+            elif self.reads_clean_logits:
+                clean = search.routed(x, route)  # type: ignore[attr-defined]
+            else:
+                clean = Routed(x.new_empty(len(x), 0), route)
         if self.targeted and wanted is None:
             wanted = clean.logits.scatter(-1, y[:, None], float("-inf")).argmax(-1)
         return replace(target, wanted=wanted, clean=clean)
@@ -207,7 +217,8 @@ class Attack(ABC):
 
     def _perturbed(self, target: Target, rng: SampleRng) -> Found:
         found = self.perturb(target, rng)
-        return found if target.clean is None else found._replace(queries=found.queries + 1)
+        looked = target.clean is not None and target.clean.logits.numel() > 0
+        return found._replace(queries=found.queries + 1) if looked else found
 
     @final
     def search(

@@ -16,7 +16,19 @@ from torch import Tensor
 
 from phalanx.attacks.registry import Registry
 from phalanx.errors import InputError
-from phalanx.routing import DualModel, Routed, RoutedModel, RouteTree, dense, leaves, map_route, only, pin, routed
+from phalanx.routing import (
+    DualModel,
+    Route,
+    Routed,
+    RoutedModel,
+    RouteTree,
+    dense,
+    leaves,
+    map_route,
+    only,
+    pin,
+    routed,
+)
 
 Model: TypeAlias = Callable[[Tensor], Any]
 Surface: TypeAlias = Callable[[Model, Tensor, Tensor, Routed | None], Routed]
@@ -52,6 +64,29 @@ def experts(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Rou
     if not isinstance(model, RoutedModel) or clean is None or clean.route is None:
         return whole(model, x_adv, x, clean)
     return model.routed(x_adv, pin(clean.route))
+
+
+UNDECIDED = -1
+"""In the place of an expert: the gate decides."""
+
+
+@SURFACES.register("held", clean_pass=True)
+def held(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """routed(x', r): under a route given to the search, to one expert an image; where that says `UNDECIDED` the top-1
+    gate decides, with its gradient. One search can so attack a mixture and single experts of it side by side.
+
+    Without a given route every image keeps its clean one. Raises InputError for a model without one top-1 gate.
+    """
+    del x
+    route = None if clean is None else clean.route
+    decided = model.gate(x_adv) if isinstance(model, RoutedModel) else None
+    top_1 = isinstance(decided, Route) and decided.experts.shape[1] == 1
+    if not (isinstance(model, RoutedModel) and isinstance(decided, Route) and isinstance(route, Route) and top_1):
+        raise InputError("surface 'held' needs a model with one top-1 gate; use 'experts'")
+    free_B1 = route.experts == UNDECIDED
+    experts_B1 = torch.where(free_B1, decided.experts, route.experts)
+    weights_B1 = torch.where(free_B1, decided.weights, torch.ones_like(decided.weights))
+    return model.routed(x_adv, Route(decided.scores, experts_B1, weights_B1))
 
 
 @SURFACES.register("router")

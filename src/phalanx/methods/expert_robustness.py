@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from phalanx.attacks import OBJECTIVES, PGD, AnyAttack, Attack
+from phalanx.attacks.surfaces import UNDECIDED
 from phalanx.errors import InputError
 from phalanx.methods.base import (
     LabelledBatch,
@@ -26,7 +27,7 @@ from phalanx.methods.base import (
 )
 from phalanx.methods.joint_inner import JointInner
 from phalanx.nn import frozen
-from phalanx.rng import Rng
+from phalanx.rng import Rng, SampleRng
 from phalanx.routing import DualModel, MixtureOfExperts, Route, Routed, RoutedModel
 from phalanx.threat import ThreatModel
 
@@ -46,6 +47,21 @@ class Choices(NamedTuple):
     kl_point: KLPoint
     kl_reduction: KLReduction
     inner: Inner
+
+
+class _Attacked(NamedTuple):
+    """What the attacks of one step found."""
+
+    x_adv: Tensor
+    """(B, C, H, W) against the mixture."""
+    routes: Route
+    """The batch R times over, each time to another regularised expert."""
+    points: Tensor
+    """(R * B, C, H, W) where those experts' divergence is taken."""
+    times: int
+    """R."""
+    zero_gradient: Tensor
+    """(B,) bool, of the attack on the mixture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +112,7 @@ class ExpertRobustness(Stateless, ABC):
                 f"{self.name} itself aims at single experts"
             )
         try:
-            self._on_single_experts()
+            self._held("experts")
         except ValueError:
             raise ValueError(
                 f"attack must be one that can aim at a single expert, got {self.attack.name}; use pgd"
@@ -134,34 +150,61 @@ class ExpertRobustness(Stateless, ABC):
 
         Raises InputError unless the model has one gate and an expert to regularise.
         """
-        x, y, choices = batch.x, batch.y, self.choices
-        found = self._mixture_attack().search(model, x, y, rng=rng.fold("attack").samples(batch.ids))
-        routes = self._routes(model, x, found.x_adv)
-        points = [found.x_adv] * len(routes)
-        if choices.kl_point == "own":
-            points = [self._own_attack(model, batch, route, rng.fold("own", rank)) for rank, route in enumerate(routes)]
-        # one dispatch for all ranks: each expert then runs once on all of its images
-        stacked, points_RB = _stack(routes), torch.cat(points)
-        x_RB = torch.cat([x] * len(routes))
-        count = len(routes) if choices.kl_reduction == "sum" else 1
+        x, y = batch.x, batch.y
+        streams = rng.fold("attack").samples(batch.ids)
+        attacked = self._side_by_side(model, x, y, streams) or self._one_after_the_other(model, x, y, streams)
+        x_RB = torch.cat([x] * attacked.times)
+        weight = attacked.times if self.choices.kl_reduction == "sum" else 1
 
         def loss() -> Loss:
-            whole = classification_loss(model, found.x_adv, y, self.balance)
-            kl = mean_kl(model.routed(x_RB, stacked).logits, model.routed(points_RB, stacked).logits)
-            return with_divergence(whole, self.beta, count * kl)
+            whole = classification_loss(model, attacked.x_adv, y, self.balance)
+            clean, adv = (model.routed(images, attacked.routes).logits for images in (x_RB, attacked.points))
+            return with_divergence(whole, self.beta, weight * mean_kl(clean, adv))
 
-        return Update(loss, player, logs={"zero_gradient": found.zero_gradient.float().mean()})
+        return Update(loss, player, logs={"zero_gradient": attacked.zero_gradient.float().mean()})
+
+    def _one_after_the_other(self, model: RoutedModel, x: Tensor, y: Tensor, rng: SampleRng) -> _Attacked:
+        """First the mixture, then the experts that its route at the perturbed images leaves to be regularised."""
+        found = self._mixture_attack().search(model, x, y, rng=rng)
+        routes = self._routes(model, x, found.x_adv)
+        # one search for all ranks: each expert then runs once a step, on all of its images
+        stacked, count = _stack(routes), len(routes)
+        points = torch.cat([found.x_adv] * count)
+        if self.choices.kl_point == "own":
+            repeated = rng.fold("own").repeated(count)
+            points = (
+                self._held("experts")
+                .search(model, torch.cat([x] * count), y.repeat(count), rng=repeated, route=stacked)
+                .x_adv
+            )
+        return _Attacked(found.x_adv, stacked, points, count, found.zero_gradient)
+
+    def _side_by_side(self, model: RoutedModel, x: Tensor, y: Tensor, rng: SampleRng) -> _Attacked | None:
+        """The mixture and its experts in one search, where the clean images say which experts; else None."""
+        choices = self.choices
+        known = choices.chosen_on == "clean" or choices.regularised == "all"
+        if not (known and choices.kl_point == "own" and choices.inner == "cross_entropy"):
+            return None
+        with torch.no_grad(), frozen(model):
+            gate = model.gate(x)
+        if not (isinstance(gate, Route) and gate.experts.shape[1] == 1):
+            return None
+        routes = self._routes(model, x, x)
+        free = Route(gate.scores, torch.full_like(gate.experts, UNDECIDED), gate.weights)
+        times = 1 + len(routes)
+        found = self._held("held").search(
+            model, torch.cat([x] * times), y.repeat(times), rng=rng.repeated(times), route=_stack([free, *routes])
+        )
+        return _Attacked(
+            found.x_adv[: len(x)], _stack(routes), found.x_adv[len(x) :], len(routes), found.zero_gradient[: len(x)]
+        )
 
     def _mixture_attack(self) -> Attack:
         return JointInner.of(self.attack, self._kl_gain) if self.choices.inner == "joint" else self.attack
 
-    def _own_attack(self, model: RoutedModel, batch: LabelledBatch, route: Route, rng: Rng) -> Tensor:
-        """(B, C, H, W): the attack on the one expert to which `route` sends each image."""
-        attack = self._on_single_experts()
-        return attack.search(model, batch.x, batch.y, rng=rng.samples(batch.ids), route=route).x_adv
-
-    def _on_single_experts(self) -> AnyAttack:
-        return replace(self.attack, surface="experts")
+    def _held(self, surface: str) -> AnyAttack:
+        """The attack under a route that is given to it."""
+        return replace(self.attack, surface=surface)
 
     def _kl_gain(self, model: RoutedModel, x: Tensor, x_adv: Tensor) -> Tensor:
         """(B,) beta KL of each image, over the experts that are regularised at this `x_adv`."""

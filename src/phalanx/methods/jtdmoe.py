@@ -32,8 +32,8 @@ class JTDMoE(ExpertRobustness):
     level's gradients for the next lower step and moving both halves with one optimizer, is not offered.
 
     What a step costs per image, counted as for `RTER`: its lower level, then 6 for the upper, or 4 where only S moves
-    and R is merely evaluated. At K = 10 and E = 4, code: 20 + 4 * 21 + 3 + 4 * 6 + 4 = 135. The released code takes
-    20 + 4 * 20 + 3 + 4 * 6 + 6 = 133: no clean pass in an own attack, but a backward through the frozen R.
+    and R is merely evaluated. At K = 10 and E = 4, code: 20 + 4 * 20 + 3 + 4 * 6 + 4 = 131. The released code takes
+    133: it also goes backward through R, which it has frozen.
     """
 
     name: Literal["jtdmoe"] = "jtdmoe"

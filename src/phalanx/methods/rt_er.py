@@ -20,9 +20,10 @@ class RTER(ExpertRobustness):
     writes the KL the other way round, (attacked, clean); its code, and every preset here, do not.
 
     What a step costs per image, in passes through one expert (forward 1, backward to the image 1 more, to the
-    parameters 2 more), with K steps of PGD, R regularised experts and a gate that costs nothing: 2K for d, 2K + 1 for
-    each own attack (1 is its clean pass), 3 for the cross-entropy, 6 for each KL term; "joint" costs 3R more in each of
-    d's steps. At K = 10 and E = 4: code 20 + 21 + 3 + 6 = 50, sound 20 + 63 + 3 + 18 = 104, paper 50 + 3 + 6 = 59.
+    parameters 2 more), with K steps of PGD, R regularised experts and a gate that costs nothing: 2K for d, 2K for each
+    own attack, 3 for the cross-entropy, 6 for each KL term; "joint" costs 3R more in each of d's steps. At K = 10 and
+    E = 4: code 20 + 20 + 3 + 6 = 49 (the released code runs the mixture once more to learn the route), sound
+    20 + 60 + 3 + 18 = 101, paper 50 + 3 + 6 = 59.
     """
 
     name: Literal["rt_er"] = "rt_er"
