@@ -34,6 +34,7 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/dispatch.py
 	$(BIN)/python benchmarks/pgd.py
 	$(BIN)/python benchmarks/rt_er.py
+	$(BIN)/python benchmarks/soft.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -22,7 +22,7 @@ from phalanx.routing import MixtureOfExperts
 from phalanx.threat import ThreatModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("common", "dispatch", "trained", "pgd", "rt_er")
+SCRIPTS = ("common", "dispatch", "trained", "pgd", "rt_er", "seeds", "soft")
 KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
 
 
@@ -187,7 +187,7 @@ def test_rt_er_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytes
     assert plain["settings"]["steering_steps"] == 2
     assert [bar["at_most"] for bar in plain["bars"]] == [False, True, True]
     # 131 / 49
-    assert plain["measurements"]["jtdmoe_relative_to_rt_er"]["counted"] == 2.7
+    assert plain["measurements"]["jtdmoe_relative_to_rt_er"]["counted"] == 2.673
 
 
 def test_the_step_image_by_image_is_the_same_step(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,6 +217,71 @@ def test_neither_steering_nor_pgd_may_stop_early(scripts: SimpleNamespace, monke
     # at least the steps and the look at the end; PGD has two verdicts besides, steering four walks
     assert (pgd.queries == 3 + 1 + 2).all()
     assert (steering.queries >= 4 * (3 + 1) + 2).all()
+
+
+# -- seeds ---------------------------------------------------------------------------------------------------------
+
+
+def _table(seed: int, held: int, **changed: Any) -> dict[str, Any]:
+    row = {
+        "label": "AT",
+        "n": 50,
+        "seed": seed,
+        "measurement": {"norm": "Linf", "eps": "3/16", "protocol": "pgd-50"},
+        "data": {"trained on": "digits", "evaluated images (sha256)": "ab"},
+        "columns": {"SA": {"held": 45}, "RA": {"held": held}, "RA-E": None},
+        "released_columns": {"pgd-released": {"RA": {"held": 40}}},
+    }
+    return {"title": "Quickstart", "command": "phalanx run quickstart --set seed=1", "rows": [{**row, **changed}]}
+
+
+def test_seeds_become_one_record_and_one_table(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    record = scripts.seeds.collect("mine", [_table(0, 20), _table(1, 22), _table(2, 24)])
+    assert record.measurements == {
+        "held": {"AT": {"SA": [45, 45, 45], "RA": [20, 22, 24]}},
+        "released": {"AT": {"pgd-released": [40, 40, 40]}},
+    }
+    assert record.settings["command"] == "phalanx run quickstart --set seed=K" and record.settings["seeds"] == [0, 1, 2]
+    # 20, 22 and 24 of 50 are 40, 44 and 48 %: a deviation of 4
+    table = scripts.seeds.markdown(record, ["RA", "pgd-released", "RA-E"])
+    assert table.splitlines()[-1] == "| AT | 44.0 ± 4.0 | 80.0 ± 0.0 | – |"
+    plain = json.loads(scripts.common.write_record(record, tmp_path).read_text())
+    assert plain["rounds"] == 3 and set(plain) == KEYS
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ([_table(0, 20), _table(0, 22)], r"different seeds, got \[0, 0\]"),
+        ([_table(0, 20), _table(1, 22, n=40)], "same rows, images and threat"),
+        ([_table(0, 20), _table(1, 22, label="ST")], "same rows, images and threat"),
+    ],
+)
+def test_tables_that_do_not_belong_together(scripts: SimpleNamespace, tables: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        scripts.seeds.collect("mine", tables)
+
+
+def test_soft_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.soft, "STEPS", 1)
+    record = scripts.soft.measure(width=4, batch=8, rounds=1)
+    plain = json.loads(scripts.common.write_record(record, tmp_path).read_text(encoding="utf-8"))
+    check_shape(plain)
+    assert set(plain["measurements"]["ratio_to_plain_sum"]) == {"forward", "forward+backward", "pgd-1"}
+    # the second bar, equality, does not depend on the clock
+    assert [bar["at_most"] for bar in plain["bars"]] == [True, True] and plain["bars"][1]["met"]
+
+
+def test_both_soft_attacks_take_every_step(scripts: SimpleNamespace) -> None:
+    model, x = scripts.soft.mixture(4), scripts.dispatch.images(4)
+    asked: list[int] = []
+    # a folded copy has it too
+    model.router.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    *_, attacks = scripts.soft.pairs(model, x).values()
+    for attack in attacks:
+        asked.clear()
+        assert torch.equal(attack(), x)
+        assert asked == [len(x)] * scripts.soft.STEPS
 
 
 # -- what is committed ---------------------------------------------------------------------------------------------

@@ -128,6 +128,16 @@ def test_evaluate_and_report_of_a_run(phalanx: Run, study: Path, tmp_path: Path)
     assert code == 0 and (tmp_path / "report.html").is_file()
 
 
+def test_an_attack_outside_the_threat_is_printed_and_counts_for_nothing(phalanx: Run, study: Path) -> None:
+    def shares(protocol: str) -> dict[str, str]:
+        code, out, _ = phalanx("evaluate", study / "at", "--protocol", protocol, "--n", "30")
+        assert code == 0
+        return {line.split()[0]: line[line.index("%") - 5 :] for line in out.splitlines() if "%" in line}
+
+    alone, wider = shares("fgsm"), shares("fgsm,fgsm:0.9")
+    assert wider["fgsm:0.9"] != wider["fgsm"] == alone["fgsm"] == wider["worst"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

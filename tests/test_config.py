@@ -8,15 +8,19 @@ from pathlib import Path
 import pytest
 
 from phalanx.config import (
+    AssembledConfig,
     DualConfig,
     DualView,
+    EnsembleView,
     EvaluationConfig,
     MixtureConfig,
+    NutsView,
     ReproductionConfig,
     RouterConfig,
     RunConfig,
     StudyConfig,
     StudyRun,
+    SynergyConfig,
     ValidationConfig,
     bound_config,
     find_recipe,
@@ -108,10 +112,18 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         (lambda: DualView(standard="a", robust="a"), "standard and robust must be two runs, got 'a' twice"),
         (lambda: DualView(standard="a", robust="b", alpha=-0.1), r"alpha must be in \[0, 1\], .*, got -0.1"),
         (lambda: DualView(standard="a", robust="b", keep=0), r"keep must be in \(0, 1\], .*, got 0"),
+        (lambda: AssembledConfig(experts=("a",)), "experts must name at least two runs, got 1"),
+        (lambda: AssembledConfig(experts=("a", "b", "a")), "experts must be different runs, got one twice in a, b, a"),
+        (lambda: AssembledConfig(experts=("a", "b"), top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3"),
+        (lambda: SynergyConfig(experts=1), "experts must be at least 2, got 1: one sub-model has nobody to work with"),
+        (lambda: SynergyConfig(temperature=0), "temperature must be positive, got 0"),
+        (lambda: NutsView(standard="a", robust="b", keep=2), r"keep must be in \(0, 1\], .*, got 2"),
+        (lambda: EnsembleView(runs=("a",)), "runs must be two different runs or more, got a"),
+        (lambda: EnsembleView(runs=("a", "a")), "runs must be two different runs or more, got a, a"),
         (lambda: StudyConfig(), "runs must name at least one run"),
-        (lambda: StudyConfig(runs=RUNS, duals={"a": AB}), "'a' names a run already; rename one"),
-        (lambda: StudyConfig(runs={"a": RUNS["a"]}, duals={"d": AB}), "duals.d: 'b' is no run of the study; it has a"),
-        (lambda: StudyConfig(runs=RUNS, rows=("c",)), "rows: 'c' is neither a run nor a dual of the study"),
+        (lambda: StudyConfig(runs=RUNS, views={"a": AB}), "'a' names a run already; rename one"),
+        (lambda: StudyConfig(runs={"a": RUNS["a"]}, views={"d": AB}), "views.d: 'b' is no run of the study; it has a"),
+        (lambda: StudyConfig(runs=RUNS, rows=("c",)), "rows: 'c' is neither a run nor a view of the study"),
         (lambda: ReproductionConfig(title="t", source="s", study="dual"), "rows must name at least one row"),
     ],
 )
@@ -153,7 +165,7 @@ def test_finding_a_recipe(tmp_path: Path) -> None:
 def test_studies(tmp_path: Path) -> None:
     study = load_study("quickstart").value
     assert study.runs["st"] == StudyRun(recipe="digits-st") and study.title == "Quickstart"
-    assert study.duals["dual-0.7"] == DualView(standard="st", robust="rt-er", alpha=0.7)
+    assert study.views["dual-0.7"] == DualView(standard="st", robust="rt-er", alpha=0.7)
     texts = [
         ("runs: {a: b}\n", True), ("# runs:\nseed: 1\n", False), ("model:\n  runs: 1\n", False),
         ("extends: quickstart\n", True), ("extends: digits-at\n", False), ("extends: mine.yaml\n", False),

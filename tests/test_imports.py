@@ -29,7 +29,7 @@ ALLOWED = {
     "training": "methods.base data runs routing rng nn",
     "evaluation": "attacks routing data runs threat rng nn",
     "report": "runs",
-    "config": "data.config loading methods threat training.config",
+    "config": "data.config loading methods rng threat training.config",
     "models": "config data experts nn routing runs",
     "console": "training",
     "worker": "training",

@@ -34,8 +34,11 @@ ONE_STEP = (
 )
 
 
-# the pieces that a dual model is made of, small
-HALVES = {"standard": "st", "robust": "rt-er"}
+# the recipes of what a model is made of
+PARTS = {
+    "jtdmoe": {"standard": "st", "robust": "rt-er"},
+    "dwf": {"expert 0": "dwf-benign", "expert 1": "dwf-fgsm", "expert 2": "dwf-pgd"},
+}
 
 
 def _png(seed: int) -> bytes:
@@ -66,17 +69,23 @@ def test_every_recipe_takes_a_step(tmp_path: Path, name: str) -> None:
         small = ("model.options.width=4", "data.val_fraction=0.5", "data.train_limit=10", "training.batch_size=10")
         overrides += (*small, f"data.name=parquet:{images}", f"data.cache={tmp_path / 'cache'}")
     family = name.partition("-")[0]
-    if name.endswith("jtdmoe"):
-        for half in HALVES.values():
-            train_run(load_run(f"{family}-{half}", overrides).value, tmp_path / half)
+    parts = PARTS.get(name.removeprefix(f"{family}-"), {})
+    for part in parts.values():
+        train_run(load_run(f"{family}-{part}", overrides).value, tmp_path / part)
+    if parts:
         overrides = tuple(item for item in overrides if not item.startswith("model."))
-        overrides += tuple(f"model.{key}={tmp_path / half}" for key, half in HALVES.items())
+    if name.endswith("jtdmoe"):
+        overrides += tuple(f"model.{key}={tmp_path / part}" for key, part in parts.items())
+    elif parts:
+        overrides += (f"model.experts=[{', '.join(str(tmp_path / part) for part in parts.values())}]",)
     config = load_run(name, overrides).value
     train_run(config, tmp_path / "run")
     run = RunFolder(tmp_path / "run")
     assert run.status() == "finished"
     run.verify()
-    trained, validated = read_metrics(run.resolve("metrics.jsonl"))
+    records = read_metrics(run.resolve("metrics.jsonl"))
+    # sixteen images may well fall to one expert: an alarm is no mistake here
+    trained, validated = (record for record in records if record["kind"] != "alarm")
     assert trained["step"] == 1 and np.isfinite(trained["loss"])
     if isinstance(config.model, MixtureConfig):
         assert len(trained.get("load", [1.0])) == config.model.experts

@@ -35,8 +35,8 @@ from phalanx.workflow import (
     Trained,
     cpu_threads,
     data_config,
-    evaluate_dual,
     evaluate_run,
+    evaluate_view,
     evaluation_folder,
     find_rows,
     make_study,
@@ -347,18 +347,21 @@ def test_a_missing_file_is_found(run: Path) -> None:
 STUDY = """\
 title: Joined
 description: Two mixtures, joined.
-set: [method.balance=0.2]
+set: [method.balance=0.2, threat.eps=1/64]
 runs:
   st: {recipe: digits-st}
   at: {recipe: digits-at, set: [method.attack.steps=2]}
   joint: {recipe: digits-jtdmoe, set: [model.robust=at, method.attack.steps=2, label=joined]}
-duals:
-  dual: {standard: st, robust: at, alpha: 0.7}
-  picked: {standard: st, robust: at, keep: 0.9, label: as picked}
-rows: [at, st, dual, picked, joint]
+views:
+  dual: {name: dual, standard: st, robust: at, alpha: 0.7}
+  picked: {name: dual, standard: st, robust: at, keep: 0.9, label: as picked}
+  nuts: {name: mixed_nuts, standard: st, robust: at}
+  mean: {name: ensemble, runs: [st, at], mix: logits}
+  uniform: {name: gate, run: at}
+rows: [at, st, dual, picked, joint, nuts, mean, uniform]
 """
 TRAINED = ("st", "at", "joint")
-ROWS = ("at", "st", "dual", "picked", "joint")
+ROWS = ("at", "st", "dual", "picked", "joint", "nuts", "mean", "uniform")
 
 
 def _quiet(name: str) -> AbstractContextManager[Silent]:
@@ -401,11 +404,12 @@ def test_a_study_is_made_once(study: tuple[Plan, Path, list[tuple[str, str]]], m
     rows = make_study(work, folder, _quiet, progress=lambda *step: again.append(step))
     assert sorted(again) == sorted((name, "skipped") for name in names)
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
-    shown = [(row.label, row.run.name, row.evaluation.name, row.standard and row.standard.name) for row in rows]
+    shown = [(row.label, [run.name for run in (*row.others.values(), row.run)], row.evaluation.name) for row in rows]
     assert shown == [
-        ("AT", "at", "at.evaluation", None), ("ST", "st", "st.evaluation", None),
-        ("dual, alpha 0.7", "at", "dual.evaluation", "st"), ("as picked", "at", "picked.evaluation", "st"),
-        ("joined", "joint", "joint.evaluation", None),
+        ("AT", ["at"], "at.evaluation"), ("ST", ["st"], "st.evaluation"),
+        ("dual, alpha 0.7", ["st", "at"], "dual.evaluation"), ("as picked", ["st", "at"], "picked.evaluation"),
+        ("joined", ["joint"], "joint.evaluation"), ("MixedNUTS", ["st", "at"], "nuts.evaluation"),
+        ("ensemble of 2", ["st", "at"], "mean.evaluation"), ("at, uniform gate", ["at"], "uniform.evaluation"),
     ]  # fmt: skip
 
 
@@ -458,29 +462,29 @@ def test_a_dual_model_from_the_command_line_is_the_studys(
     config = load_run("digits-at", TINY).value.evaluation
     target = evaluation_folder(made / "at", config, view)
     assert target.name.endswith("-dual-st-0.7-probabilities")
-    evaluate_dual(made / "st", made / "at", target, view, config)
+    evaluate_view(view, {"standard": made / "st", "robust": made / "at"}, target, config)
     ledgers = []
     for path in (target, made / "dual.evaluation"):
         with Ledger.read(path / "ledger.sqlite") as ledger:
             ledgers.append((ledger.binding(), ledger.table_sha256()))
     assert ledgers[0] == ledgers[1]
     (row,) = find_rows([made / "at"])
-    assert row.run == made / "at" and row.standard == made / "st"
+    assert (row.run, row.others) == (made / "at", {"standard": made / "st"})
 
 
 def test_halves_that_cannot_be_joined(
     study: tuple[Plan, Path, list[tuple[str, str]]], finished: Path, tmp_path: Path
 ) -> None:
     _, folder, _ = study
-    with pytest.raises(InputError, match=r"the standard half, .*joint, is a DualModel; join two mixtures"):
+    with pytest.raises(InputError, match=r"the standard half, .*joint, is a DualModel; join mixtures"):
         join(folder / "joint", folder / "at", 0.7)
     joint = plan(str(folder.parent / "joined.yaml"), TINY).runs["joint"]
     halves = {"st": folder / "st", "at": folder / "at"}
-    with pytest.raises(InputError, match=r"model\.standard: nowhere does not exist; check the name, or train it first"):
+    with pytest.raises(InputError, match="model: the standard half: nowhere does not exist; check the name"):
         train_run(replace(joint, model=replace(joint.model, standard="nowhere")), tmp_path / "run", folders=halves)
     with pytest.raises(tiny.Stop):
         train_run(_config(), tmp_path / "half", tiny.StopAt(4))
-    with pytest.raises(InputError, match=r"model\.robust: .*half is not finished \(status running\)"):
+    with pytest.raises(InputError, match=r"model: the robust half: .*half is not finished \(status running\)"):
         train_run(joint, tmp_path / "run", folders={**halves, "at": tmp_path / "half"})
     assert not (tmp_path / "run").exists()
     # other classes, by their description
@@ -489,7 +493,10 @@ def test_halves_that_cannot_be_joined(
     for key, value in (("class_names", ["cat", "dog"]), ("mean", [0.25])):
         changed = {**description, "data": {**description["data"], key: value}}
         write_protected(other / "model.json", render_json(changed))
-        with pytest.raises(InputError, match=r"the halves do not fit together: .*; join runs on the same data"):
+        with pytest.raises(
+            InputError,
+            match="the standard half and the robust half do not fit together: ",
+        ):
             join(folder / "st", other, 0.7)
 
 
@@ -536,7 +543,8 @@ def test_a_recipe_is_a_study_of_one() -> None:
 
 def test_the_rows_of_folders(study: tuple[Plan, Path, list[tuple[str, str]]], finished: Path, tmp_path: Path) -> None:
     rows = find_rows([study[1], finished])
-    labels = ["AT", "dual, alpha 0.7", "joined", "as picked", "ST", "run fgsm+routing-2-best-all"]
+    labels = ["AT", "dual, alpha 0.7", "joined", "ensemble of 2", "MixedNUTS", "as picked", "ST", "at, uniform gate"]
+    labels += ["run fgsm+routing-2-best-all"]
     assert [row.label for row in rows] == labels
     with pytest.raises(InputError, match="is no folder; give a study's or a run's folder"):
         find_rows([tmp_path / "nowhere"])

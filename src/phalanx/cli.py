@@ -206,7 +206,8 @@ def evaluate(
     from phalanx.console import ConsoleReporter
     from phalanx.errors import InputError
     from phalanx.runs import Ledger, summarise
-    from phalanx.workflow import LEDGER_NAME, evaluate_dual, evaluate_run, evaluation_folder, run_config
+    from phalanx.runs.summary import aside_attacks
+    from phalanx.workflow import LEDGER_NAME, evaluate_run, evaluate_view, evaluation_folder, run_config
 
     if weights not in ("best", "last"):
         raise InputError(f"--weights must be best or last, got {weights!r}")
@@ -225,10 +226,10 @@ def evaluate(
         if view is None:
             evaluate_run(run, folder, settings, reporter)
         else:
-            evaluate_dual(Path(view.standard), run, folder, view, settings, reporter)
+            evaluate_view(view, {"standard": Path(view.standard), "robust": run}, folder, settings, reporter)
     with Ledger.read(folder / LEDGER_NAME) as ledger:
         binding, attacks = ledger.binding(), ledger.attacks()
-        aside = [name for name, spec in attacks.items() if spec.get("reproduction")]
+        aside = aside_attacks(attacks, binding.norm, binding.eps)
         typer.echo(_summary_text(summarise(ledger.rows(), aside=aside), f"{binding.norm} {binding.eps}"))
     typer.echo(f"evaluation: {folder}")
 

@@ -15,6 +15,7 @@ from phalanx.data.config import DataConfig
 from phalanx.errors import InputError
 from phalanx.loading import Loaded, load_recipe
 from phalanx.methods import ST, AnyMethod
+from phalanx.rng import derive_seed
 from phalanx.threat import ThreatModel
 from phalanx.training.config import TrainingConfig
 
@@ -39,6 +40,13 @@ class RouterConfig:
             raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
 
 
+def _check_gate(top_k: int | Literal["all"], experts: int, temperature: float) -> None:
+    if top_k != "all" and not 1 <= top_k <= experts:
+        raise ValueError(f"top_k must be in 1..experts={experts} or 'all', got {top_k}; lower top_k or add experts")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class MixtureConfig:
     """A mixture of experts of one kind; `experts: 1` is a single network."""
@@ -60,17 +68,27 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         if self.experts < 1:
             raise ValueError(f"experts must be at least 1, got {self.experts}")
-        if self.top_k != "all" and not 1 <= self.top_k <= self.experts:
-            raise ValueError(
-                f"top_k must be in 1..experts={self.experts} or 'all', got {self.top_k}; lower top_k or add experts"
-            )
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {self.temperature}")
+        _check_gate(self.top_k, self.experts, self.temperature)
         if not re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", self.expert):
             raise ValueError(f"expert must be a name or 'module:factory', got {self.expert!r}")
 
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """Nothing: it is trained from scratch."""
+        return {}
+
 
 Mix = Literal["probabilities", "logits"]
+
+
+def _check_halves(standard: str, robust: str) -> None:
+    if standard == robust:
+        raise ValueError(f"standard and robust must be two runs, got {standard!r} twice")
+
+
+def _check_keep(keep: float) -> None:
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be in (0, 1], the share of robust answers to keep, got {keep}")
 
 
 def _check_alpha(alpha: float) -> None:
@@ -94,11 +112,72 @@ class DualConfig:
 
     def __post_init__(self) -> None:
         _check_alpha(self.alpha)
-        if self.standard == self.robust:
-            raise ValueError(f"standard and robust must be two runs, got {self.standard!r} twice")
+        _check_halves(self.standard, self.robust)
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The runs it starts from, by what they become."""
+        return {"standard": self.standard, "robust": self.robust}
 
 
-AnyModel = Annotated[MixtureConfig | DualConfig, Field(discriminator="name")]
+@dataclass(frozen=True, kw_only=True)
+class AssembledConfig:
+    """A mixture whose experts are finished runs of single networks, behind a new router; their kinds may differ."""
+
+    name: Literal["assembled"] = "assembled"
+    experts: tuple[str, ...]
+    """Finished runs' folders or, in a study, names of its runs: at least two."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """What weighs or chooses them."""
+    top_k: int | Literal["all"] = "all"
+    """How many experts answer for each image; "all" is the soft gate."""
+    temperature: float = 1.0
+    """Divides the router's scores inside the gate's softmax."""
+    train_experts: bool = True
+    """False freezes the experts, their BatchNorm statistics included: only the router learns."""
+    checkpoint: bool = False
+    """Compute the experts' activations again in the backward pass instead of keeping all of them in memory."""
+
+    def __post_init__(self) -> None:
+        if len(self.experts) < 2:
+            raise ValueError(f"experts must name at least two runs, got {len(self.experts)}")
+        if len(set(self.experts)) < len(self.experts):
+            raise ValueError(f"experts must be different runs, got one twice in {', '.join(self.experts)}")
+        _check_gate(self.top_k, len(self.experts), self.temperature)
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The runs it starts from, by what they become."""
+        return {f"expert {number}": run for number, run in enumerate(self.experts)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SynergyConfig:
+    """Synergy-of-Experts: sub-models with a confidence head; the surest one answers (see `SynergyOfExperts`)."""
+
+    name: Literal["soe"] = "soe"
+    expert: str = "small_cnn"
+    """As for a mixture; its last layer must be linear."""
+    experts: int = 3
+    """How many sub-models, at least two."""
+    options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict)
+    """The sub-models' own options, such as {width: 16}."""
+    temperature: float = 1.0
+    """Divides the logits inside the confidence."""
+
+    def __post_init__(self) -> None:
+        if self.experts < 2:
+            raise ValueError(f"experts must be at least 2, got {self.experts}: one sub-model has nobody to work with")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """Nothing: it is trained from scratch."""
+        return {}
+
+
+AnyModel = Annotated[MixtureConfig | DualConfig | AssembledConfig | SynergyConfig, Field(discriminator="name")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +229,9 @@ class RunConfig:
     """The run's name in tables; by default that of its recipe."""
     seed: int = 0
     """Initial weights, order of the data, augmentation, attacks."""
+    replica: int = 0
+    """Tells runs of one recipe and seed apart: another replica has other weights to begin with, another order of the
+    data and other draws."""
     device: str = "auto"
     """"auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N"."""
     threads: int | None = None
@@ -170,12 +252,18 @@ class RunConfig:
     """Numbers afterwards."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**31:
-            raise ValueError(f"seed must be in 0..2**31 - 1, got {self.seed}")
+        for name, value in (("seed", self.seed), ("replica", self.replica)):
+            if not 0 <= value < 2**31:
+                raise ValueError(f"{name} must be in 0..2**31 - 1, got {value}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got {self.device!r}")
         if self.threads is not None and not 1 <= self.threads <= 1024:
             raise ValueError(f"threads must be in 1..1024, got {self.threads}")
+
+    @property
+    def run_seed(self) -> int:
+        """What the run's random numbers derive from: the seed, unless it is a replica."""
+        return derive_seed(self.seed, "replica", self.replica) % 2**31 if self.replica else self.seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +278,9 @@ class StudyRun:
 
 @dataclass(frozen=True, kw_only=True)
 class DualView:
-    """A dual model of two runs, evaluated as a row of its own; nothing is trained and no weights are written."""
+    """The dual model of two runs."""
 
+    name: Literal["dual"] = "dual"
     standard: str
     """The standard half: a run of the study."""
     robust: str
@@ -209,15 +298,102 @@ class DualView:
     def __post_init__(self) -> None:
         if self.alpha != "picked":
             _check_alpha(self.alpha)
-        if not 0 < self.keep <= 1:
-            raise ValueError(f"keep must be in (0, 1], the share of robust answers to keep, got {self.keep}")
-        if self.standard == self.robust:
-            raise ValueError(f"standard and robust must be two runs, got {self.standard!r} twice")
+        _check_keep(self.keep)
+        _check_halves(self.standard, self.robust)
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The runs it joins, by what they become; the last one says how it is measured."""
+        return {"standard": self.standard, "robust": self.robust}
 
     @property
     def title(self) -> str:
         """What the row is called."""
         return self.label or f"dual, alpha {self.alpha}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NutsView:
+    """MixedNUTS of two runs: the robust half's logits mapped and mixed with the standard half's bare choice; the map
+    and alpha are searched for on the validation split (see `MixedNUTS`)."""
+
+    name: Literal["mixed_nuts"] = "mixed_nuts"
+    standard: str
+    """The standard half: a run of the study."""
+    robust: str
+    """The robust half: a run of the study."""
+    keep: float = 0.985
+    """Share of the robust half's answers to keep."""
+    label: str = ""
+    """The row's name; by default "MixedNUTS"."""
+
+    def __post_init__(self) -> None:
+        _check_keep(self.keep)
+        _check_halves(self.standard, self.robust)
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The runs it joins, by what they become; the last one says how it is measured."""
+        return {"standard": self.standard, "robust": self.robust}
+
+    @property
+    def title(self) -> str:
+        """What the row is called."""
+        return self.label or "MixedNUTS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnsembleView:
+    """Runs averaged with equal weights: an ensemble without a gate."""
+
+    name: Literal["ensemble"] = "ensemble"
+    runs: tuple[str, ...]
+    """Runs of the study, at least two."""
+    mix: Mix = "probabilities"
+    """What is averaged."""
+    label: str = ""
+    """The row's name; by default "ensemble of" their number."""
+
+    def __post_init__(self) -> None:
+        if len(set(self.runs)) < max(2, len(self.runs)):
+            raise ValueError(f"runs must be two different runs or more, got {', '.join(self.runs) or 'none'}")
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The runs it joins, by what they become; the last one says how it is measured."""
+        return {f"member {number}": run for number, run in enumerate(self.runs)}
+
+    @property
+    def title(self) -> str:
+        """What the row is called."""
+        return self.label or f"ensemble of {len(self.runs)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateView:
+    """A mixture's experts under another gate: what is its own gate worth?"""
+
+    name: Literal["gate"] = "gate"
+    run: str
+    """A run of the study, a mixture."""
+    gate: Literal["uniform", "random"] = "uniform"
+    """All experts with equal weight, or one chosen by an untrained linear router."""
+    label: str = ""
+    """The row's name; by default the run and the gate."""
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The run that it looks at."""
+        return {"": self.run}
+
+    @property
+    def title(self) -> str:
+        """What the row is called."""
+        return self.label or f"{self.run}, {self.gate} gate"
+
+
+AnyView = Annotated[DualView | NutsView | EnsembleView | GateView, Field(discriminator="name")]
+"""Models made of runs, evaluated as rows of their own; nothing is trained and no weights are written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,23 +408,23 @@ class StudyConfig:
     """Settings of every run, each as after `--set`; a run's own come after them, those of the command line last."""
     runs: Mapping[str, StudyRun] = field(default_factory=dict)
     """What is trained: a folder name and how it is made."""
-    duals: Mapping[str, DualView] = field(default_factory=dict)
-    """Rows that join two of the runs."""
+    views: Mapping[str, AnyView] = field(default_factory=dict)
+    """Rows that are made of runs without training: dual models, ensembles, other gates."""
     rows: tuple[str, ...] = ()
-    """Names of runs and duals in the table's order; by default all runs, then all duals."""
+    """Names of runs and views in the table's order; by default all runs, then all views."""
 
     def __post_init__(self) -> None:
         if not self.runs:
             raise ValueError("runs must name at least one run, for example {at: {recipe: digits-at}}")
-        for name, dual in self.duals.items():
+        for name, view in self.views.items():
             if name in self.runs:
-                raise ValueError(f"duals: {name!r} names a run already; rename one")
-            for half in (dual.standard, dual.robust):
-                if half not in self.runs:
-                    raise ValueError(f"duals.{name}: {half!r} is no run of the study; it has {', '.join(self.runs)}")
+                raise ValueError(f"views: {name!r} names a run already; rename one")
+            for run in view.made_of.values():
+                if run not in self.runs:
+                    raise ValueError(f"views.{name}: {run!r} is no run of the study; it has {', '.join(self.runs)}")
         for row in self.rows:
-            if row not in self.runs and row not in self.duals:
-                raise ValueError(f"rows: {row!r} is neither a run nor a dual of the study")
+            if row not in self.runs and row not in self.views:
+                raise ValueError(f"rows: {row!r} is neither a run nor a view of the study")
 
 
 @dataclass(frozen=True, kw_only=True)

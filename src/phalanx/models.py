@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from phalanx.config import MixtureConfig
+from phalanx.config import AssembledConfig, MixtureConfig, RouterConfig, SynergyConfig
 from phalanx.data import Splits
 from phalanx.errors import CorruptError, InputError
-from phalanx.experts import build_expert
+from phalanx.experts import TwoHeaded, build_expert
 from phalanx.nn import preserved_rng, spec_of
-from phalanx.routing import DualModel, MixtureOfExperts, build_router
+from phalanx.routing import (
+    DualModel,
+    Ensemble,
+    HierarchicalRouter,
+    MixedNUTS,
+    MixtureOfExperts,
+    SynergyOfExperts,
+    UniformRouter,
+    build_router,
+)
 from phalanx.routing.dual import Mix
 from phalanx.runs.atomic import render_json
 from phalanx.runs.checkpoint import load_tensors
@@ -28,31 +37,57 @@ Weights = Literal["best", "last"]
 
 def build_mixture(config: MixtureConfig, data: Splits, seed: int) -> MixtureOfExperts:
     """A freshly initialised mixture for `data`; the same seed gives the same weights. Raises InputError."""
-    channels, height, width = data.shape
-    if height != width:
-        raise InputError(f"images must be square, got {height} x {width}; set data.size")
-    normalize = {"mean": list(data.mean), "std": list(data.std)}
-    options: dict[str, Any] = dict(config.options)
     with preserved_rng():
         torch.manual_seed(seed)
-        experts = [
-            build_expert(
-                config.expert,
-                num_classes=data.num_classes,
-                image_size=width,
-                channels=channels,
-                **normalize,
-                **options,
-            )
-            for _ in range(config.experts)
-        ]
-        router = None
-        if config.experts > 1:
-            hidden = {} if config.router.hidden is None else {"hidden": list(config.router.hidden)}
-            router = build_router(config.router.name, data.shape, config.experts, **normalize, **hidden)
+        experts = [_expert(config.expert, config.options, data) for _ in range(config.experts)]
+        router = None if config.experts == 1 else _router(config.router, data, config.experts)
     return MixtureOfExperts(
         router, experts, config.top_k, temperature=config.temperature, train_router=config.router.train
     )
+
+
+def build_synergy(config: SynergyConfig, data: Splits, seed: int) -> SynergyOfExperts:
+    """A freshly initialised Synergy-of-Experts for `data`; the same seed gives the same weights. Raises InputError."""
+    with preserved_rng():
+        torch.manual_seed(seed)
+        submodels = [TwoHeaded(_expert(config.expert, config.options, data)) for _ in range(config.experts)]
+    return SynergyOfExperts(submodels, temperature=config.temperature)
+
+
+def assemble(config: AssembledConfig, experts: Sequence[nn.Module], data: Splits, seed: int) -> MixtureOfExperts:
+    """A mixture of given experts behind a freshly initialised router; the same seed gives the same router."""
+    with preserved_rng():
+        torch.manual_seed(seed)
+        router = _router(config.router, data, len(experts))
+    return MixtureOfExperts(
+        router,
+        experts,
+        config.top_k,
+        temperature=config.temperature,
+        train_router=config.router.train,
+        train_experts=config.train_experts,
+        checkpoint=config.checkpoint,
+    )
+
+
+def _expert(name: str, options: Mapping[str, Any], data: Splits) -> nn.Module:
+    channels, height, width = data.shape
+    if height != width:
+        raise InputError(f"images must be square, got {height} x {width}; set data.size")
+    return build_expert(
+        name,
+        num_classes=data.num_classes,
+        image_size=width,
+        channels=channels,
+        mean=list(data.mean),
+        std=list(data.std),
+        **options,
+    )
+
+
+def _router(config: RouterConfig, data: Splits, num_experts: int) -> nn.Module:
+    hidden = {} if config.hidden is None else {"hidden": list(config.hidden)}
+    return build_router(config.name, data.shape, num_experts, mean=list(data.mean), std=list(data.std), **hidden)
 
 
 def join(standard: Path, robust: Path, alpha: float, mix: Mix = "probabilities") -> DualModel:
@@ -61,20 +96,38 @@ def join(standard: Path, robust: Path, alpha: float, mix: Mix = "probabilities")
     Raises InputError unless both are mixtures trained for the same classes, image shape and normalisation; CorruptError
     if a file does not match its sha256.
     """
-    halves = {"standard": standard, "robust": robust}
-    described = {name: read_description(run) for name, run in halves.items()}
+    halves = load_mixtures({"standard half": standard, "robust half": robust})
+    return DualModel(halves["standard half"], halves["robust half"], alpha, mix=mix).eval()
+
+
+def load_mixtures(runs: Mapping[str, Path]) -> dict[str, MixtureOfExperts]:
+    """The deployed mixtures of runs that are to be put together, by what they become.
+
+    Raises InputError unless all are mixtures trained for the same classes, image shape and normalisation; CorruptError
+    if a file does not match its sha256.
+    """
+    described = {name: read_description(run)["data"] for name, run in runs.items()}
+    first, *others = runs
     for key, what in (("class_names", "classes"), ("shape", "image shape"), ("mean", "mean"), ("std", "deviation")):
-        theirs = [described[name]["data"][key] for name in halves]
-        if theirs[0] != theirs[1]:
-            raise InputError(
-                f"the halves do not fit together: {what} is {_shortened(theirs[0])} in {standard} and "
-                f"{_shortened(theirs[1])} in {robust}; join runs on the same data"
-            )
-    models = {name: load(run) for name, run in halves.items()}
+        for other in others:
+            if described[first][key] != described[other][key]:
+                raise InputError(
+                    f"the {first} and the {other} do not fit together: {what} is {_shortened(described[first][key])} "
+                    f"in {runs[first]} and {_shortened(described[other][key])} in {runs[other]}; "
+                    "join runs on the same data"
+                )
+    models = {name: load(run) for name, run in runs.items()}
     for name, model in models.items():
         if not isinstance(model, MixtureOfExperts):
-            raise InputError(f"the {name} half, {halves[name]}, is a {type(model).__name__}; join two mixtures")
-    return DualModel(models["standard"], models["robust"], alpha, mix=mix).eval()
+            raise InputError(f"the {name}, {runs[name]}, is a {type(model).__name__}; join mixtures")
+    return {name: model for name, model in models.items() if isinstance(model, MixtureOfExperts)}
+
+
+def single_network(name: str, run: Path, model: MixtureOfExperts) -> nn.Module:
+    """The one expert of a run of a single network. Raises InputError for a mixture of several."""
+    if len(model.experts) > 1:
+        raise InputError(f"the {name}, {run}, has {len(model.experts)} experts; give runs of single networks")
+    return model.experts[0]
 
 
 def _shortened(value: Any) -> str:
@@ -86,6 +139,10 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
     """The module that a recorded spec describes, freshly initialised. Raises InputError for an unknown one."""
     name, arguments = str(spec["name"]), dict(spec["arguments"])
     kind, _, rest = name.partition(".")
+    if name == "router.uniform":
+        return UniformRouter(**arguments)
+    if name == "router.hierarchical":
+        return HierarchicalRouter(build(arguments["top"]), [build(group) for group in arguments["groups"]])
     if kind == "expert":
         return build_expert(rest, **arguments)
     if kind == "router":
@@ -96,7 +153,18 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         return MixtureOfExperts(None if router is None else build(router), experts, **arguments)
     if kind == "dual":
         return DualModel(build(arguments.pop("standard")), build(arguments.pop("robust")), **arguments)
-    raise InputError(f"this version cannot build {name!r}; it knows mixture, dual, expert.* and router.*")
+    if kind == "two_headed":
+        return TwoHeaded(build(arguments["backbone"]))
+    if kind == "soe":
+        return SynergyOfExperts([build(submodel) for submodel in arguments.pop("submodels")], **arguments)
+    if kind == "nuts":
+        return MixedNUTS(build(arguments.pop("standard")), build(arguments.pop("robust")), **arguments)
+    if kind == "ensemble":
+        return Ensemble([build(member) for member in arguments.pop("members")], **arguments)
+    raise InputError(
+        f"this version cannot build {name!r}; it knows mixture, dual, nuts, ensemble, soe, two_headed, "
+        "expert.* and router.*"
+    )
 
 
 def save_description(path: Path, model: nn.Module, data: Splits, made_from: Mapping[str, str] | None = None) -> None:

@@ -28,6 +28,7 @@ ATTACKS: dict[str, Attack] = {
     "pgd-last": PGD(eps=0.06, steps=4, keep="last"),
     "pgd-last-no-drop": PGD(eps=0.06, steps=4, restarts=2, keep="last", early_drop=False),
     "pgd-no-drop": PGD(eps=0.06, steps=4, restarts=2, early_drop=False),
+    "pgd-eot": PGD(eps=0.06, steps=3, eot=3),
     "pgd-pinned": PGD(eps=0.06, steps=4, surface="pinned"),
     "pgd-experts": PGD(eps=0.06, steps=4, surface="experts"),
     "pgd-router-l2": PGD(eps=0.4, norm="L2", steps=4, surface="router"),

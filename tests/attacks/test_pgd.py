@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attack_samples import CLASSES, Counting, Linear, build, images, labels_for
+from attack_samples import CLASSES, Counting, Linear, build, images, labels_for, pixels_for
 from torch import nn
 
 from phalanx.attacks import FGSM, PGD
@@ -190,6 +190,64 @@ def test_everything_breaks_at_radius_one() -> None:
     assert broken == sorted(broken) and broken[0] == 0 < broken[-1]
 
 
+@pytest.mark.parametrize("name", ["top-1", "soft", "batchnorm-in-training", "float64"])
+@pytest.mark.parametrize("surface", ["whole", "dense"])
+def test_averaging_changes_nothing_on_a_deterministic_model(name: str, surface: str) -> None:
+    model, x = build(name), pixels_for(name, 12)
+    y = labels_for(model, x)
+    once, averaged = (
+        PGD(eps=0.05, steps=5, restarts=2, surface=surface, eot=eot).run(model, x, y)._asdict() for eot in (1, 3)
+    )
+    assert 0 < int(once["broken"].sum()) < 12
+    for field in set(once) - {"queries"}:
+        torch.testing.assert_close(averaged[field], once[field], rtol=0, atol=0, equal_nan=True)
+    if surface == "whole":
+        # all but the two verdicts are made three times
+        assert torch.equal(averaged["queries"] - 2, 3 * (once["queries"] - 2))
+
+
+class Fickle(nn.Module):
+    """Logits [c (x - 1/2) + 2, 0] with c = 3, -1, 3, -1, ... from pass to pass: on average x - 1/2 + 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        score = (3.0 if self.passes % 2 else -1.0) * (x[:, 0] - 0.5) + 2
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+
+@pytest.mark.parametrize(("eot", "moves"), [(1, [1, -1, 1, -1, 1]), (2, [-1] * 5), (4, [-1] * 5)])
+def test_a_random_model_is_climbed_on_average(eot: int, moves: list[int]) -> None:
+    # the clean verdict is the first pass, with c = 3: the first gradient of a single pass has c = -1
+    model, x, y = Fickle(), torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([0])
+    attack = PGD(eps=0.25, step_size=1 / 64, steps=5, random_start=False, objective="margin", keep="last", eot=eot)
+    result = attack.run(model, x, y)
+    assert float(result.x_adv) == 0.5 + sum(moves) / 64
+    assert not result.broken
+    # six points, and two verdicts
+    assert result.queries.tolist() == [2 + 6 * eot] == [model.passes]
+    if eot > 1:  # the mean of the margin, not that of one pass
+        assert float(result.loss) == pytest.approx(5 / 64 - 2)
+
+
+@pytest.mark.parametrize("first", [3.0, -1.0])
+def test_an_error_of_one_pass_is_none_of_the_mean(first: float) -> None:
+    # two passes at each point answer 3 and -1, in this order or the other; the mean of 1 is right: none is dropped
+    def model(x: torch.Tensor) -> torch.Tensor:
+        passes.append(len(x))
+        clean = len(passes) == 1
+        score = (3.0 if clean else first if len(passes) % 2 == 0 else 2.0 - first) + 0 * x[:, 0]
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+    passes: list[int] = []
+    x, y = torch.tensor([[0.5]], dtype=torch.float64), torch.tensor([0])
+    result = PGD(eps=0.25, steps=3, random_start=False, eot=2).run(model, x, y)
+    assert sum(passes) == 2 + 4 * 2 == int(result.queries)
+
+
 def test_one_step_from_the_clean_image_of_full_length_is_fgsm() -> None:
     model, x = build("top-1"), images(9)
     y = labels_for(model, x)
@@ -235,6 +293,7 @@ def test_the_random_start_follows_the_streams() -> None:
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
+        ({"eot": 0}, "eot must be at least 1, got 0"),
         (
             {"restarts": 2, "random_start": False},
             "restarts must be 1 without random_start, got 2: all would be",

@@ -106,6 +106,22 @@ def test_a_reproduced_attack_is_shown_and_counts_for_nothing(trained: MixtureOfE
     assert shown["apgd-released"] < shown["fgsm"] == beside.robust_acc
 
 
+def test_an_attack_outside_the_threat_is_shown_and_counts_for_nothing(trained: MixtureOfExperts) -> None:
+    data = tiny.digits().test
+    alone = evaluate(trained, data, protocol("fgsm", THREAT), THREAT)
+    wider = evaluate(trained, data, protocol("fgsm,fgsm:1", THREAT), THREAT)
+    assert wider.aside == ("fgsm:1",)
+    assert wider.robust_acc == alone.robust_acc
+    shown = {attack.attack: attack.accuracy for attack in wider.summary.attacks}
+    # it would have counted
+    assert shown["fgsm:1"] < shown["fgsm"] == wider.robust_acc
+    # within a ball of its own, which the verdicts' distances stay in; a smaller one counts
+    assert max(row.distance for row in wider.rows if row.attack == "fgsm:1") > 0.5
+    smaller = evaluate(trained, data, protocol("fgsm:1/16", ThreatModel("Linf", 1)), ThreatModel("Linf", 1))
+    assert smaller.aside == () and smaller.robust_acc < smaller.clean_acc
+    assert max(row.distance for row in smaller.rows) <= 1 / 16 + 1e-6
+
+
 def test_a_model_that_answers_nan_is_neither_right_nor_robust() -> None:
     found = evaluate(_NanWhere(-1), FIVE, PGD, THREAT)
     assert set(_verdicts(found, "clean").values()) == {"invalid"}

@@ -27,6 +27,7 @@ THREAT = ThreatModel("L2", "1/2")
         ("steer-7x3", RouteSteering(steps=7, classes=3)),
         ("joint-7", JointMargin(steps=7)),
         ("joint-7x3", JointMargin(steps=7, classes=3)),
+        ("pgd-7-eot:1", PGD(steps=7)),
     ],
 )
 def test_a_name_says_the_whole_budget(name: str, attack: Attack) -> None:
@@ -75,6 +76,10 @@ def test_several_in_order_spaces_do_not_matter() -> None:
         "joint", "joint-0", "joint-5x0", "joint-5-margin", "joint-5@halves", "dual", "dual-0", "dual-5x2",
         "pgd-released-0", "pgd-released-", "pgd-released-5x2", "pgd-released-margin", "pgd-released@",
         "apgd", "apgd-5", "apgd-released@experts", "apgd-released-0",
+        "fgsm:", "fgsm:x", "fgsm:-1", "fgsm:4/", "fgsm:4/255/2", "fgsm:4/255@dense", "pgd-5:4/255-margin", "pgd:0.1",
+        "pgd-5-eot", "pgd-5-eot:", "pgd-5-eot:0", "pgd-5-eot:4/255", "pgd-5@dense-eot:4", "pgd-5-eot:4-margin",
+        "fgsm-eot:4", "steer-5-eot:4", "routing-5:0.1", "pgd-released:0.1", "apgd-released-5:0.1",
+        "fgsm-sweep:0.1", "fgsm-sweep@dense", "pgd-10..", "pgd-..50", "pgd-10...50", "pgd-0..50", "pgd-10..50@dense",
     ],
 )  # fmt: skip
 def test_what_is_not_understood_is_quoted(part: str) -> None:
@@ -83,11 +88,12 @@ def test_what_is_not_understood_is_quoted(part: str) -> None:
             protocol(name, THREAT)
         if part.strip() == part:
             assert str(caught.value) == (
-                f"protocol has no attack {part!r}; write fgsm[-margin][@SURFACE], "
-                "pgd-STEPS[xRESTARTS][-margin][@SURFACE], steer-STEPS[xCLASSES], joint-STEPS[xCLASSES], "
-                "routing-STEPS for every surface that the model has, "
+                f"protocol has no attack {part!r}; write fgsm[-margin][@SURFACE][:EPS], "
+                "pgd-STEPS[xRESTARTS][-margin][-eot:PASSES][@SURFACE][:EPS], steer-STEPS[xCLASSES][:EPS], "
+                "joint-STEPS[xCLASSES][:EPS], routing-STEPS for every surface that the model has, "
+                "fgsm-sweep for fgsm:0.01 to fgsm:0.09, pgd-A..B for pgd-A to pgd-B by tens, "
                 "pgd-released[-STEPS][@SURFACE] or apgd-released[-STEPS], joined by commas; brackets hold what may be "
-                "left out; for example pgd-50"
+                "left out, and EPS is an attack's own radius; for example pgd-50"
             )
 
 
@@ -127,10 +133,94 @@ def test_the_same_attack_twice() -> None:
         protocol("pgd-5,fgsm, pgd-5", THREAT)
 
 
-@given(st.text(alphabet="fgsmpd-x,0123456789 \u0661ari", max_size=20))
+def test_a_radius_in_the_name_is_the_attacks_own() -> None:
+    """In the evaluation's norm, kept as written."""
+    names = {
+        "fgsm:0.03": FGSM(eps="0.03"),
+        "fgsm-margin@dense:1/255": FGSM(objective="margin", surface="dense", eps="1/255"),
+        "pgd-7x10-margin@expert-3:.25": PGD(steps=7, restarts=10, objective="margin", surface="expert-3", eps=".25"),
+        "pgd-7:4/255": PGD(steps=7, eps="4/255"),
+        "steer-7x3:4/255": RouteSteering(steps=7, classes=3, eps="4/255"),
+        "joint-7:4/255": JointMargin(steps=7, eps="4/255"),
+    }
+    found = protocol(",".join(names), THREAT).members
+    assert {member.name: member.attack for member in found} == {
+        name: attack.within(THREAT) for name, attack in names.items()
+    }
+    assert [(member.attack.norm, member.attack.eps) for member in found] == [
+        ("L2", "0.03"), ("L2", "1/255"), ("L2", ".25"), ("L2", "4/255"), ("L2", "4/255"), ("L2", "4/255"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("fgsm:1/0", "eps must be a number or a fraction such as '8/255', got '1/0'"),
+        ("pgd-5:1..2", "eps must be a number or a fraction such as '8/255', got '1..2'"),
+        ("pgd-5:8", "eps must be at most 1 for Linf, since pixels lie in [0, 1], got '8'; is it 8/255?"),
+    ],
+)
+def test_a_radius_that_is_none(part: str, says: str) -> None:
+    with pytest.raises(InputError) as caught:
+        protocol(f"pgd-50,{part}", ThreatModel("Linf", "8/255"))
+    assert str(caught.value) == f"protocol part {part!r}: {says}"
+
+
+def test_passes_of_a_random_model() -> None:
+    names = {
+        "pgd-100-eot:4": PGD(steps=100, eot=4),
+        "pgd-7x2-margin-eot:20@dense:1/255": PGD(
+            steps=7, restarts=2, objective="margin", eot=20, surface="dense", eps="1/255"
+        ),
+    }
+    assert {member.name: member.attack for member in protocol(",".join(names), THREAT).members} == {
+        name: attack.within(THREAT) for name, attack in names.items()
+    }
+
+
+def test_sweeps_are_many_attacks() -> None:
+    assert [member.name for member in protocol("fgsm-sweep, pgd-10..50", THREAT).members] == [
+        "fgsm:0.01", "fgsm:0.02", "fgsm:0.03", "fgsm:0.04", "fgsm:0.05", "fgsm:0.06", "fgsm:0.07", "fgsm:0.08",
+        "fgsm:0.09", "pgd-10", "pgd-20", "pgd-30", "pgd-40", "pgd-50",
+    ]  # fmt: skip
+    assert [member.name for member in protocol("pgd-990..1000", THREAT).members] == ["pgd-990", "pgd-1000"]
+    with pytest.raises(InputError, match="protocol names 'pgd-50' twice"):
+        protocol("pgd-10..50,pgd-50", THREAT)
+
+
+@pytest.mark.parametrize("part", ["pgd-5..50", "pgd-10..55", "pgd-50..10", "pgd-10..10"])
+def test_steps_go_up_by_tens(part: str) -> None:
+    with pytest.raises(InputError) as caught:
+        protocol(part, THREAT)
+    assert str(caught.value) == (
+        f"protocol part {part!r} must go up from one multiple of 10 to another; write for example pgd-10..50"
+    )
+
+
+def test_attacks_outside_the_threat_and_reproductions_stand_aside() -> None:
+    threat = ThreatModel("Linf", "8/255")
+    found = protocol("pgd-50,fgsm-sweep,pgd-released,steer-5:8/255,joint-5:9/255", threat, halves=True)
+    # 8/255 = 0.0314
+    outside = tuple(f"fgsm:0.0{hundredths}" for hundredths in range(4, 10))
+    assert found.aside(threat) == (*outside, "pgd-released", "joint-5:9/255")
+
+
+def test_a_protocol_needs_an_attack_within_the_threat() -> None:
+    threat = ThreatModel("Linf", "8/255")
+    for name in ("fgsm:0.04", "fgsm:0.04,pgd-50:16/255,pgd-released"):
+        with pytest.raises(InputError) as caught:
+            protocol(name, threat)
+        assert str(caught.value) == (
+            f"protocol {name!r} holds no attack within the threat Linf 8/255, so it says nothing about it; add pgd-50"
+        )
+    assert protocol("fgsm:0.04,fgsm:0.01", threat).aside(threat) == ("fgsm:0.04",)
+
+
+@given(st.text(alphabet="fgsmpd-x,0123456789 \u0661ariot:./", max_size=20))
 def test_any_text_is_a_protocol_or_an_input_error(text: str) -> None:
     try:
         found = protocol(text, THREAT)
     except InputError:
         return
-    assert [member.name for member in found.members] == [part.strip() for part in text.split(",")]
+    if ".." not in text:
+        assert [member.name for member in found.members] == [part.strip() for part in text.split(",")]

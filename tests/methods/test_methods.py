@@ -20,10 +20,11 @@ from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found
 from phalanx.data import Batch
 from phalanx.errors import InputError
+from phalanx.experts import TwoHeaded
 from phalanx.methods import AT, METHODS, ST, Method
 from phalanx.methods.base import NO_LOGS, Loss, Stateless, check_weight, classification_loss
 from phalanx.rng import Rng, SampleRng
-from phalanx.routing import DualModel, MixtureOfExperts, load_balance
+from phalanx.routing import DualModel, MixtureOfExperts, SynergyOfExperts, load_balance
 from phalanx.threat import ThreatModel
 from phalanx.training.config import SGD
 from phalanx.training.players import build_optimizers, moving
@@ -56,15 +57,17 @@ def _step(model: Any, method: Method) -> None:
 LAYOUTS: dict[str, Callable[[], Any]] = {
     "experts and router": lambda: tiny.mixture(2),
     "frozen router": lambda: tiny.mixture(2, train_router=False),
+    "frozen experts": lambda: tiny.mixture(2, train_experts=False),
     "one expert": lambda: tiny.mixture(1),
     "soft gate": lambda: tiny.mixture(3, "all"),
     "two of three": lambda: tiny.mixture(3, 2),
     "dual": lambda: DualModel(tiny.mixture(3, 2), tiny.mixture(2, seed=1, train_router=False), 0.5),
 }
 
-# RT-ER needs one gate that leaves an expert idle, JTDMoE two halves
+# RT-ER needs one gate that leaves an expert idle, JTDMoE two halves, SOE sub-models with two heads (see test_soe)
 REFUSED = {("rt_er", "one expert"), ("rt_er", "soft gate"), ("rt_er", "dual")}
 REFUSED |= {("jtdmoe", layout) for layout in LAYOUTS if layout != "dual"}
+REFUSED |= {("soe", layout) for layout in LAYOUTS}
 
 
 def _mixtures(model: nn.Module) -> list[MixtureOfExperts]:
@@ -113,15 +116,22 @@ class _Modes(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_attacks_see_evaluation_mode_losses_training_mode(name: str) -> None:
+def _watched(name: str, modes: list[_Modes]) -> nn.Module:
+    """A model that the method trains, each of its three parts behind one of `modes`."""
+    if name == "soe":
+        networks = [nn.Sequential(mode, *tiny.mixture(1).experts[0]) for mode in modes]
+        return SynergyOfExperts([TwoHeaded(network) for network in networks])
     model = tiny.mixture()
-    modes = [_Modes() for _ in range(3)]
     model.router = nn.Sequential(modes[0], model.router)
     pairs = zip(modes[1:], model.experts, strict=True)
     model.experts = nn.ModuleList(nn.Sequential(mode, expert) for mode, expert in pairs)
-    whole = DualModel(tiny.mixture(seed=1), model, 0.5) if name == "jtdmoe" else model
-    _step(whole, METHODS[name]().within(tiny.THREAT))
+    return DualModel(tiny.mixture(seed=1), model, 0.5) if name == "jtdmoe" else model
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_attacks_see_evaluation_mode_losses_training_mode(name: str) -> None:
+    modes = [_Modes() for _ in range(3)]
+    _step(_watched(name, modes), METHODS[name]().within(tiny.THREAT))
     assert all(mode.training for mode in modes)
     for mode in modes:
         assert not any(training for training, wanted in mode.seen if wanted)

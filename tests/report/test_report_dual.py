@@ -42,8 +42,8 @@ def test_a_view_is_a_row_of_both_runs(tmp_path: Path, halves: tuple[Path, Path])
     assert row.settings["dual.picked"] is None
     assert row.environment["training of the standard half.torch"] == "2.15.0"
     assert (row.curves.train, row.curves.validation, row.load) == ((), (), None)
-    assert "put together from two trained runs" in page.summary[0]
-    assert "two such runs put together" in page.caveats[-1]
+    assert "put together from trained runs" in page.summary[0]
+    assert "several such runs put together" in page.caveats[-1]
     assert page.notices == ()
     assert "Loss" not in render_html(page)
 

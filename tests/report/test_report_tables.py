@@ -21,7 +21,7 @@ def test_the_table_to_the_letter(page: Page) -> None:
         "\n"
         "SA: accuracy on clean images\n"
         "RA: the deployed model attacked (pgd-50)\n"
-        "worst case: right under every attack that was run, image by image\n"
+        "worst case: right under every attack within the threat, image by image\n"
         "In percent of all images (n = 10), within Linf 8/255; an attack's name says its steps. Every\n"
         "perturbation is judged on the whole real model; in brackets the 95 % Wilson interval.\n"
         "\n"

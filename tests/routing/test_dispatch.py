@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import pytest
 import torch
 from routing_samples import SHAPE, Kernels, Waits, gradients, images, small_mixture, small_network
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from phalanx.experts import build_expert
 from phalanx.nn import frozen
@@ -126,6 +131,121 @@ def test_a_failing_expert_gives_its_mode_back() -> None:
     with pytest.raises(RuntimeError):
         model.routed(images(3, shape=(1, 3, 3)), with_route([0, 1, 1], 2))
     assert all(module.training for module in model.modules())
+
+
+# -- experts that run again in the backward pass -------------------------------------------------------------------
+
+
+def noisy_network() -> nn.Module:
+    """BatchNorm, which remembers, one of its kinds by counting its passes; and dropout, which draws."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(16, 32),
+        nn.BatchNorm1d(32, momentum=None),
+        nn.Dropout(0.4),
+        nn.Tanh(),
+        nn.BatchNorm1d(32),
+        nn.Linear(32, 3),
+    )
+
+
+def noisy_mixture(experts: int, top_k: int, checkpoint: bool) -> MixtureOfExperts:
+    torch.manual_seed(3)
+    router = LinearRouter(SHAPE, experts) if experts > 1 else None
+    networks = [noisy_network() for _ in range(experts)]
+    return MixtureOfExperts(router, networks, top_k, checkpoint=checkpoint).double().train()
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (4, 4), (4, 1), (4, 2)])
+@pytest.mark.parametrize("size", [5, 40])
+def test_running_again_changes_neither_gradients_nor_statistics_nor_draws(experts: int, top_k: int, size: int) -> None:
+    # groups of 5 use running statistics, most of those of 40 their own
+    x, results = images(size), []
+    for checkpoint in (False, True):
+        model = noisy_mixture(experts, top_k, checkpoint)
+        norms = {id(module): module for module in model.modules() if isinstance(module, nn.BatchNorm1d)}
+        buffers = dict(model.named_buffers())
+        torch.manual_seed(7)
+        logits, found = gradients(model, model, x)
+        after = torch.rand(())
+        assert all(buffer is dict(model.named_buffers())[name] for name, buffer in buffers.items())
+        counted = [int(norm.num_batches_tracked) for norm in norms.values()]
+        results.append(([logits, *found, *buffers.values(), after], counted))
+    (plain, counted), (again, counted_again) = results
+    for ours, theirs in zip(again, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    assert counted_again == counted and set(counted) <= {0, 1}
+    assert (1 in counted) is (size == 40)
+
+
+class LiveBytes(TorchDispatchMode):
+    """The largest sum of bytes of the tensors that were made inside and alive at one time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for storage in {t.untyped_storage() for t in tree_leaves(out) if isinstance(t, Tensor)} - set(self.known):
+            self.known.add(storage)
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._freed, storage.nbytes())
+        self.peak = max(self.peak, self.live)
+        return out
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
+
+
+def resnets(experts: int, top_k: int | str, **options: Any) -> MixtureOfExperts:
+    torch.manual_seed(0)
+    networks = [build_expert("resnet18", num_classes=4, image_size=8, width=2) for _ in range(experts)]
+    return MixtureOfExperts(LinearRouter((3, 8, 8), experts), networks, top_k, **options)
+
+
+def peak(model: MixtureOfExperts, x: Tensor) -> int:
+    with LiveBytes() as bytes_:
+        model(x).sum().backward()
+    return bytes_.peak
+
+
+def test_running_again_keeps_the_activations_of_one_expert() -> None:
+    x = torch.rand(64, 3, 8, 8)
+    plain, recomputed = (peak(resnets(9, "all", checkpoint=checkpoint).train(), x) for checkpoint in (False, True))
+    # the activations of one, and the gradients of all nine
+    assert recomputed < plain / 3
+
+
+def test_what_needs_no_memory_does_not_run_again() -> None:
+    calls: list[str] = []
+
+    class Recorder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append("run")
+            return self.layer(x).tanh()
+
+    x, route = torch.rand(9, 1, requires_grad=True), with_route([0] * 9, 1)
+    expert = Recorder()
+
+    def runs(*, training: bool, gradient: bool) -> int:
+        calls.clear()
+        expert.train(training)
+        with torch.set_grad_enabled(gradient):
+            out = dispatch([expert], x, route, checkpoint=True)
+        if gradient:
+            out.sum().backward()
+        return len(calls)
+
+    assert runs(training=True, gradient=True) == 2
+    assert runs(training=True, gradient=False) == 1
+    # an attack: evaluation mode, gradients of the images
+    assert runs(training=False, gradient=True) == 1
 
 
 def test_dense_and_only_routes_run_through_the_same_door() -> None:

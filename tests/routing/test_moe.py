@@ -10,7 +10,8 @@ from routing_samples import SHAPE, images, small_mixture, small_network
 from torch import nn
 
 from phalanx.experts import build_expert
-from phalanx.nn import record, spec_of
+from phalanx.models import build
+from phalanx.nn import frozen, record, spec_of
 from phalanx.routing import LinearRouter, MixtureOfExperts, RoutedModel, build_router
 
 
@@ -79,12 +80,37 @@ def test_a_frozen_router_is_no_player() -> None:
     assert not {id(p) for p in model.players()["experts"]} & {id(p) for p in model.router.parameters()}
 
 
-def test_the_spec_names_every_part() -> None:
-    def build(top_k: int | str) -> MixtureOfExperts:
-        experts = [build_expert("mlp", num_classes=3, image_size=4, channels=1, hidden=[5]) for _ in range(2)]
-        return MixtureOfExperts(build_router("mlp", SHAPE, 2, hidden=[4]), experts, top_k, temperature=0.5)
+@pytest.mark.parametrize("top_k", [1, "all"])
+def test_frozen_experts_are_no_player_and_keep_their_statistics(top_k: int | str) -> None:
+    networks = [nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 3)) for _ in range(3)]
+    model = MixtureOfExperts(build_router("mlp", SHAPE, 3), networks, top_k, train_experts=False).double()
+    assert model.players().keys() == {"router"}
+    assert {id(p) for p in model.players()["router"]} == {id(p) for p in model.router.parameters()}
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    # as built, after train(), inside a larger module, and after an attack has borrowed it
+    for prepare in (lambda: None, model.train, nn.Sequential(model).train, lambda: _attacked(model)):
+        prepare()
+        assert model.training and model.router.training
+        assert not any(module.training for module in model.experts.modules())
+        model(images(30)).square().sum().backward()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+    assert all(p.grad is None for p in model.experts.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.router.parameters())
+    assert not model.eval().training and not any(module.training for module in model.modules())
 
-    spec = spec_of(build("all"))
+
+def _attacked(model: MixtureOfExperts) -> None:
+    with frozen(model):
+        model(images(2))
+
+
+def _from_spec_parts(top_k: int | str, **options: Any) -> MixtureOfExperts:
+    experts = [build_expert("mlp", num_classes=3, image_size=4, channels=1, hidden=[5]) for _ in range(2)]
+    return MixtureOfExperts(build_router("mlp", SHAPE, 2, hidden=[4]), experts, top_k, temperature=0.5, **options)
+
+
+def test_the_spec_names_every_part() -> None:
+    spec = spec_of(_from_spec_parts("all"))
     assert spec is not None and spec.name == "mixture"
     arguments = json.loads(json.dumps(spec.to_json()))["arguments"]
     assert arguments["router"]["name"] == "router.mlp" and arguments["router"]["arguments"]["hidden"] == [4]
@@ -92,6 +118,23 @@ def test_the_spec_names_every_part() -> None:
     assert (arguments["top_k"], arguments["temperature"], arguments["train_router"]) == (2, 0.5, True)
     single = spec_of(MixtureOfExperts(None, [record(nn.Flatten(), "expert.own")]))
     assert single is not None and single.arguments["router"] is None and len(single.arguments["experts"]) == 1
+
+
+def test_the_spec_tells_only_of_what_is_not_the_default() -> None:
+    plain = spec_of(_from_spec_parts(1))
+    assert plain is not None
+    known = {"router", "experts", "top_k", "temperature", "train_router"}
+    assert plain.arguments.keys() == known
+    for options in ({"train_experts": False}, {"checkpoint": True}, {"train_experts": False, "checkpoint": True}):
+        spec = spec_of(_from_spec_parts(1, **options))
+        assert spec is not None
+        assert {key: value for key, value in spec.arguments.items() if key not in known} == options
+        again = build(spec.to_json())
+        assert spec_of(again) == spec
+        assert (again.train_experts, again.checkpoint) == (
+            options.get("train_experts", True),
+            options.get("checkpoint", False),
+        )
 
 
 def test_a_part_built_by_hand_leaves_no_spec() -> None:
@@ -107,6 +150,8 @@ def test_a_part_built_by_hand_leaves_no_spec() -> None:
         (4, 4, {"top_k": 6}, "top_k must be in 1..num_experts=4 or 'all', got 6; lower top_k or add experts"),
         (4, 4, {"top_k": 0}, "got 0; lower top_k"),
         (4, 4, {"top_k": "some"}, "or 'all', got some; lower top_k"),
+        (2, 2, {"train_experts": False, "train_router": False}, "a router that trains, got train_router=False; leave"),
+        (None, 1, {"train_experts": False}, "train_experts=False needs a router that trains, got none; leave"),
     ],
 )
 def test_parts_that_do_not_fit(router: int | None, experts: int, options: dict[str, Any], message: str) -> None:

@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 import random
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from phalanx.errors import CorruptError
-from phalanx.runs.summary import AttackSummary, held_by_all, summarise, wilson
+from phalanx.runs.summary import AttackSummary, aside_attacks, held_by_all, summarise, wilson
 from phalanx.runs.verdict import Outcome, Verdict
 
 
@@ -144,6 +145,48 @@ def test_attacks_that_stand_aside_are_summed_up_and_have_no_say() -> None:
     assert aside.attacks[1] == AttackSummary(
         "released", "whole", held=0, broken=1, invalid=1, timeout=0, untried=2, n=4
     )
+
+
+LINF = {"norm": "Linf", "eps": "8/255"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "aside"),
+    [
+        ({}, False),
+        ({"eps": "7/255"}, False),
+        ({"eps": 0.03}, False),
+        ({"eps": "0.0314"}, True),
+        ({"eps": "0.03137"}, False),
+        ({"eps": "8 / 255"}, False),
+        ({"eps": "16/510"}, False),
+        ({"eps": 8 / 255}, False),
+        ({"eps": "9/255"}, True),
+        ({"eps": 0.04}, True),
+        ({"norm": "L2"}, True),
+        ({"norm": "L1", "eps": 0}, True),
+        ({"norm": None}, False),
+        ({"eps": None}, False),
+        ({"reproduction": True}, True),
+        ({"reproduction": True, "eps": "1/255"}, True),
+    ],
+)
+def test_what_stands_aside(changes: dict[str, Any], aside: bool) -> None:
+    specs = {"pgd-50": LINF, "this": {**LINF, **changes}}
+    assert aside_attacks(specs, "Linf", "8/255") == (("this",) if aside else ())
+
+
+@pytest.mark.parametrize("eps", ["0.1", 0.1, "1/10", 1e-1])
+def test_one_radius_however_it_is_written(eps: str | float) -> None:
+    others: list[str | float] = ["0.1", 0.1, "1/10", "0.10"]
+    assert aside_attacks({str(other): {"norm": "L2", "eps": other} for other in others}, "L2", eps) == ()
+    assert aside_attacks({"pgd": {"norm": None, "eps": eps}}, "L2", eps) == ("pgd",)  # no norm is Linf
+
+
+@pytest.mark.parametrize("eps", ["8/0", "all", [1], "1e999"])
+def test_a_radius_that_is_no_number(eps: Any) -> None:
+    with pytest.raises(CorruptError, match=r"a ledger's eps must be a number or a fraction, got .*; evaluate again"):
+        aside_attacks({"pgd": {"norm": "Linf", "eps": eps}}, "Linf", "8/255")
 
 
 def test_a_union_is_held_by_all_of_its_attacks() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor
 
 from phalanx.attacks.base import Attack
-from phalanx.attacks.target import Target
+from phalanx.attacks.target import Climb, Target
 from phalanx.attacks.tracker import Found, Keep, Tracker
 from phalanx.rng import SampleRng
 from phalanx.threat import parse_epsilon
@@ -36,6 +37,10 @@ class PGD(Attack):
     the best under `run`, the last under `search` and in training."""
     early_drop: bool | None = None
     """Stop attacking a sample at its first error; by default under `run` only, which confirms it on the real model."""
+    eot: int = 1
+    """Passes that objective, gradient and logits are averaged over at every point, for a model with random answers
+    (expectation over transformation, Athalye et al. 2018, sec. 4.2); an error is then one of the mean logits. The
+    cost grows in proportion, and a deterministic model gets the same result."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +48,8 @@ class PGD(Attack):
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.restarts < 1:
             raise ValueError(f"restarts must be at least 1, got {self.restarts}")
+        if self.eot < 1:
+            raise ValueError(f"eot must be at least 1, got {self.eot}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts must be 1 without random_start, got {self.restarts}: all would be the same")
         if self.step_size is not None:
@@ -74,7 +81,7 @@ class PGD(Attack):
         alive, before = tracker.alive(), restart * self.steps
         x_adv: Tensor = threat.random_start(alive.x, rng, restart=restart) if self.random_start else alive.x
         for step in range(self.steps):
-            climb = alive.climb(x_adv)
+            climb = self._averaged(alive.climb, x_adv, tracker)
             gradient = climb.gradient
             assert gradient is not None
             stay = tracker.observe(x_adv, climb, alive, restart=restart, step=step, steps_before=before)
@@ -84,7 +91,24 @@ class PGD(Attack):
                     return
             x_adv = threat.step(x_adv, gradient, step_size, alive.x)
         if tracker.watching:
-            end = alive.look(x_adv)
+            end = self._averaged(alive.look, x_adv, tracker)
             tracker.observe(x_adv, end, alive, restart=restart, step=self.steps, steps_before=before, final=True)
         else:
             tracker.take_last(x_adv, restart=restart)
+
+    def _averaged(self, evaluate: Callable[[Tensor], Climb], x_adv: Tensor, tracker: Tracker) -> Climb:
+        mean = evaluate(x_adv)
+        for count in range(2, self.eot + 1):
+            mean = _moved(mean, evaluate(x_adv), 1 / count)
+        if self.eot > 1:
+            # the tracker counts one pass itself
+            tracker.found.queries[tracker.rows] += self.eot - 1
+        return mean
+
+
+def _moved(mean: Climb, new: Climb, weight: float) -> Climb:
+    """A running mean: of equal passes it is exactly each of them, so that a deterministic model's walk is the same."""
+    gradient = mean.gradient
+    if gradient is not None and new.gradient is not None:
+        gradient = gradient.lerp(new.gradient, weight)
+    return Climb(mean.gain.lerp(new.gain, weight), gradient, mean.logits.lerp(new.logits, weight))

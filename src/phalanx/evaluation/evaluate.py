@@ -48,7 +48,7 @@ class Evaluation:
     ledger: Path | None
     """The file that holds the rows; None if none was asked for."""
     aside: tuple[str, ...] = ()
-    """Attacks that reproduce a published one, defects included: shown, and in no headline."""
+    """Attacks that reproduce a published one, defects included, or are outside the threat: shown, in no headline."""
 
     @property
     def summary(self) -> Summary:
@@ -245,8 +245,8 @@ def evaluate(
         with Ledger.open(ledger, binding) as book:
             rows, load = _fill(book, model, images, protocol, batch_size, seed, device, progress)
             book.seal()
-    aside = tuple(member.name for member in protocol.members if member.attack.reproduction)
-    return Evaluation(protocol.name, threat, tuple(rows), load, time.monotonic() - started, ledger, aside)
+    seconds = time.monotonic() - started
+    return Evaluation(protocol.name, threat, tuple(rows), load, seconds, ledger, protocol.aside(threat))
 
 
 def _fill(

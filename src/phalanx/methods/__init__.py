@@ -6,26 +6,32 @@ from pydantic import Field
 
 from phalanx.methods.at import AT
 from phalanx.methods.base import LabelledBatch, Loss, Method, Update
+from phalanx.methods.dwf import DWF
 from phalanx.methods.jtdmoe import JTDMoE
 from phalanx.methods.rt_er import RTER
+from phalanx.methods.soe import SOE
 from phalanx.methods.st import ST
 from phalanx.methods.trades import TRADES
 
-AnyMethod = Annotated[ST | AT | TRADES | RTER | JTDMoE, Field(discriminator="name")]
+AnyMethod = Annotated[ST | AT | TRADES | RTER | JTDMoE | DWF | SOE, Field(discriminator="name")]
 """The methods a recipe can name."""
 
-METHODS: dict[str, type[ST] | type[AT] | type[TRADES] | type[RTER] | type[JTDMoE]] = {
+METHODS: dict[str, type[ST] | type[AT] | type[TRADES] | type[RTER] | type[JTDMoE] | type[DWF] | type[SOE]] = {
     "at": AT,
+    "dwf": DWF,
     "jtdmoe": JTDMoE,
     "rt_er": RTER,
+    "soe": SOE,
     "st": ST,
     "trades": TRADES,
 }
 
 __all__ = [
     "AT",
+    "DWF",
     "METHODS",
     "RTER",
+    "SOE",
     "ST",
     "TRADES",
     "AnyMethod",

@@ -10,6 +10,7 @@ import torch
 
 from phalanx.attacks import PGD, AnyAttack
 from phalanx.methods.base import LabelledBatch, Stateless, Update, check_weight, classification_loss
+from phalanx.methods.draws import Draws, check_draws, draw
 from phalanx.rng import Rng
 from phalanx.routing import RoutedModel
 from phalanx.threat import ThreatModel
@@ -21,6 +22,9 @@ class AT(Stateless):
 
     With FGSM and one expert it is FGSM-AT of a single network, with PGD it is PGD-AT. The attack runs in evaluation
     mode, so BatchNorm never sees its iterates; the loss runs in training mode.
+
+    `draw_eps` with FGSM is an FGSM expert of Divided We Fall (its Algorithm 1: 0.01, 0.02, ..., 0.09), `draw_steps`
+    with PGD from the clean image a PGD expert (its Algorithm 2: 10, 20, ..., 50).
     """
 
     name: Literal["at"] = "at"
@@ -28,6 +32,10 @@ class AT(Stateless):
     """The inner maximisation; its eps and norm are the recipe's threat unless set here."""
     adversarial_share: float = 1.0
     """Share of each batch that is attacked, in (0, 1]; the rest is trained on clean, in the same forward pass."""
+    draw_eps: tuple[float | str, ...] | None = None
+    """Radii, in pixel units; each batch is attacked at one of them, drawn uniformly, in place of the attack's eps."""
+    draw_steps: tuple[int, ...] | None = None
+    """Step counts; each batch is attacked with one of them, drawn uniformly, in place of the attack's steps."""
     balance: float = 0.1
     """Weight of the load-balance loss."""
     streams: ClassVar[tuple[str, ...]] = ("train",)
@@ -36,6 +44,11 @@ class AT(Stateless):
         check_weight("balance", self.balance)
         if not 0 < self.adversarial_share <= 1:
             raise ValueError(f"adversarial_share must be in (0, 1], got {self.adversarial_share}; for 0 use method st")
+        check_draws(self.attack, self._draws, {"eps": "draw_eps", "steps": "draw_steps"})
+
+    @property
+    def _draws(self) -> Draws:
+        return {"eps": self.draw_eps, "steps": self.draw_steps}
 
     def within(self, threat: ThreatModel) -> Self:
         return replace(self, attack=self.attack.within(threat))
@@ -44,7 +57,8 @@ class AT(Stateless):
         x, y, ids = batches["train"].x, batches["train"].y, batches["train"].ids
         # the loader shuffles, so the first images are a random share
         attacked = max(1, round(self.adversarial_share * len(x)))
-        found = self.attack.search(model, x[:attacked], y[:attacked], rng=rng.fold("attack").samples(ids[:attacked]))
+        attack, drawn = draw(self.attack, self._draws, rng, x.device)
+        found = attack.search(model, x[:attacked], y[:attacked], rng=rng.fold("attack").samples(ids[:attacked]))
         inputs = torch.cat([found.x_adv, x[attacked:]])
-        logs = {"zero_gradient": found.zero_gradient.float().mean()}
+        logs = {"zero_gradient": found.zero_gradient.float().mean(), **drawn}
         yield Update(lambda: classification_loss(model, inputs, y, self.balance), logs=logs)

@@ -14,7 +14,7 @@ from phalanx.report.headline import MINIMUM, WORST, column_of, minimum
 from phalanx.report.rate import Rate
 from phalanx.runs import AttackSummary, Binding, Ledger, Summary, Verdict, summarise
 from phalanx.runs.canonical import JSON
-from phalanx.runs.summary import Key, held_by_all
+from phalanx.runs.summary import Key, aside_attacks, held_by_all
 from phalanx.runs.verdict import CLEAN
 
 Rates = Mapping[str, Rate | None]
@@ -31,6 +31,8 @@ class Book:
     """The attacks that count."""
     released: tuple[Faced, ...]
     """Attacks run to reproduce a paper: they count nowhere."""
+    outside: tuple[Faced, ...]
+    """Attacks of another norm or a larger radius than the ledger's: they count nowhere either."""
     columns: Rates
     """By column of the first table, without the minimum, whose rule depends on the model; None without an attack."""
     released_columns: Mapping[str, Rates]
@@ -54,17 +56,20 @@ def read_book(path: Path) -> Book:
     unexplained = sorted({row.attack for row in rows} - {CLEAN, *declared})
     if unexplained:
         raise CorruptError(f"the ledger {path} does not say what the attack {unexplained[0]!r} is; evaluate again")
-    aside = {name for name, spec in declared.items() if spec.get("reproduction")}
+    aside = aside_attacks(declared, binding.norm, binding.eps)
     found = summarise(rows, aside=aside)
     everything = _faced(declared, found)
     faced = tuple(attack for attack in everything if attack.summary.attack not in aside)
-    released = tuple(attack for attack in everything if attack.summary.attack in aside)
+    standing_aside = [attack for attack in everything if attack.summary.attack in aside]
+    released = tuple(attack for attack in standing_aside if attack.spec.get("reproduction"))
+    outside = tuple(attack for attack in standing_aside if not attack.spec.get("reproduction"))
     return Book(
         binding=binding,
         clean=Rate(found.clean_correct, found.n),
         clean_invalid=sum(row.attack == CLEAN and row.verdict == "invalid" for row in rows),
         faced=faced,
         released=released,
+        outside=outside,
         columns=_columns(rows, faced, found),
         released_columns=_released_columns(rows, released, found.n),
         classes=_classes(rows, faced),

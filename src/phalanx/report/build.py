@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phalanx.errors import InputError
-from phalanx.report.columns import columns_of
+from phalanx.report.columns import Faced, columns_of
 from phalanx.report.comparisons import margin_comparisons, tradeoffs
 from phalanx.report.curves import NO_CURVES
 from phalanx.report.findings import caveats, evaluation_notices, summary, training_notices
 from phalanx.report.headline import KEYS, Column, column_of, shown_columns
 from phalanx.report.material import Material, RowSource, read_material
-from phalanx.report.page import VIEW_METHOD, Attack, ClassRates, Notice, Page, Row
+from phalanx.report.page import Attack, ClassRates, Notice, Page, Row
 from phalanx.report.records import flatten
+from phalanx.report.sweeps import sweeps
 from phalanx.runs import AttackSummary
 
 Reported = Mapping[str, Mapping[str, float]]
@@ -51,14 +52,18 @@ def build_page(
     materials = [read_material(source) for source in sources]
     attacks, places = columns_of([material.book.faced for material in materials])
     released, released_places = columns_of([material.book.released for material in materials])
+    outside, outside_places = columns_of([material.book.outside for material in materials])
     rows = tuple(
         _row(
             material,
-            tuple(None if place is None else material.book.faced[place].summary for place in own),
-            tuple(None if place is None else material.book.released[place].summary for place in own_released),
+            _in_columns(material.book.faced, own),
+            _in_columns(material.book.released, own_released),
+            _in_columns(material.book.outside, own_outside),
             reported.get(material.label, {}),
         )
-        for material, own, own_released in zip(materials, places, released_places, strict=True)
+        for material, own, own_released, own_outside in zip(
+            materials, places, released_places, outside_places, strict=True
+        )
     )
     return Page(
         title=title,
@@ -67,8 +72,10 @@ def build_page(
         columns=_columns(rows, attacks),
         attacks=attacks,
         released=released,
+        outside=outside,
         rows=rows,
         reported_source=reported_source if any(row.reported for row in rows) else "",
+        sweeps=sweeps(rows, attacks, outside),
         tradeoffs=tradeoffs(materials, rows),
         margin_comparisons=margin_comparisons(rows),
         notices=tuple(
@@ -77,6 +84,10 @@ def build_page(
         summary=summary(rows, attacks),
         caveats=caveats(rows, attacks),
     )
+
+
+def _in_columns(faced: Sequence[Faced], places: Sequence[int | None]) -> tuple[AttackSummary | None, ...]:
+    return tuple(None if place is None else faced[place].summary for place in places)
 
 
 def _check_columns(reported: Reported) -> None:
@@ -103,33 +114,36 @@ def _row(
     material: Material,
     attacks: tuple[AttackSummary | None, ...],
     released: tuple[AttackSummary | None, ...],
+    outside: tuple[AttackSummary | None, ...],
     reported: Mapping[str, float],
 ) -> Row:
-    book, evaluation, halves = material.book, material.evaluation, material.halves.values()
-    is_view = material.standard is not None
-    mixtures = tuple(mixture for half in halves for mixture in half.mixtures)
+    book, evaluation, parts = material.book, material.evaluation, material.parts.values()
+    mixtures = tuple(mixture for part in parts for mixture in part.mixtures)
     names = _class_names(material)
     return Row(
         label=material.label,
-        status=next((half.status for half in halves if half.status != "finished"), "finished"),
-        method=VIEW_METHOD if is_view else material.run.config.fields("method").text("name"),
+        status=next((part.status for part in parts if part.status != "finished"), "finished"),
+        view=material.kind,
+        gate=_gate(material),
+        method=material.kind or material.run.config.fields("method").text("name"),
         mixtures=mixtures,
         alpha=_alpha(material),
-        parameters=sum(half.model.integer("parameters") for half in halves),
+        parameters=sum(part.model.integer("parameters") for part in parts),
         seed=material.run.config.integer("seed"),
         weights=None if evaluation is None else evaluation.text("weights"),
         clean=book.clean,
         clean_invalid=book.clean_invalid,
         attacks=attacks,
-        columns=book.filled(dual=len(mixtures) > 1),
+        columns=book.filled(dual=len(mixtures) > 1 and material.kind != "ensemble"),
         released=released,
         released_columns=book.released_columns,
+        outside=outside,
         reported=reported,
         class_names=names,
         classes=tuple(ClassRates(names[label], *rates) for label, rates in book.classes.items()),
         load=None if evaluation is None else evaluation.shares("load"),
         analysis=material.analysis,
-        curves=NO_CURVES if is_view else material.run.curves,
+        curves=material.run.curves if material.kind is None else NO_CURVES,
         settings=_settings(material),
         data=_data(material),
         measurement=_measurement(material),
@@ -138,17 +152,24 @@ def _row(
 
 
 def _alpha(material: Material) -> float | None:
-    if material.standard is not None:
+    if material.kind in ("dual", "mixed_nuts"):
         return None if material.view is None else material.view.share("alpha")
+    if material.kind is not None:
+        return None
     model = material.run.config.fields("model")
     return model.share("alpha") if model.values.get("name") == "dual" else None
 
 
+def _gate(material: Material) -> str | None:
+    return material.view.text("gate") if material.kind == "gate" and material.view is not None else None
+
+
 def _settings(material: Material) -> dict[str, Any]:
-    if material.standard is None:
+    if material.kind is None:
         return flatten(material.run.config.values)
-    joined = {} if material.view is None else {key: material.view.values.get(key) for key in ("alpha", "mix", "picked")}
-    return flatten({**{half: run.config.values for half, run in material.halves.items()}, "dual": joined})
+    joined = {} if material.view is None else {k: v for k, v in material.view.values.items() if k != "kind"}
+    runs = {name or "run": run.config.values for name, run in material.parts.items()}
+    return flatten({**runs, material.kind: joined})
 
 
 def _class_names(material: Material) -> tuple[str, ...]:
@@ -199,7 +220,12 @@ def _measurement(material: Material) -> dict[str, Any]:
 
 def _environment(material: Material) -> dict[str, Any]:
     training = {
-        f"training of the {half} half" if half else "training": run.environment for half, run in material.halves.items()
+        f"training of the {name} half"
+        if name in ("standard", "robust")
+        else f"training of {name}"
+        if name
+        else "training": (run.environment)
+        for name, run in material.parts.items()
     }
     evaluation = {} if material.evaluation is None else material.evaluation.fields("environment").values
     return flatten({**training, "evaluation": evaluation})
@@ -209,7 +235,7 @@ def _notices(material: Material, row: Row) -> list[Notice]:
     planned = None if material.evaluation is None else material.evaluation.integer("n")
     trained = [
         notice
-        for half, run in material.halves.items()
-        for notice in training_notices(row.label, half, run.status, run.curves, run.metrics)
+        for part, run in material.parts.items()
+        for notice in training_notices(row.label, part, run.status, run.curves, run.metrics)
     ]
     return [*trained, *evaluation_notices(row, planned)]

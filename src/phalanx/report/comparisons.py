@@ -27,9 +27,9 @@ def tradeoffs(materials: Sequence[Material], rows: Sequence[Row]) -> tuple[Trade
     """The dual models of the same two runs, evaluated on the same images with the same attacks."""
     families: dict[_Family, list[int]] = defaultdict(list)
     for place, (material, row) in enumerate(zip(materials, rows, strict=True)):
-        if material.standard is not None and material.view is not None:
+        if material.kind == "dual" and material.view is not None:
             family = _Family(
-                standard=str(material.standard.folder.resolve()),
+                standard=str(material.parts["standard"].folder.resolve()),
                 robust=str(material.run.folder.resolve()),
                 mix=material.view.text("mix"),
                 weights=str(row.weights),
@@ -41,7 +41,7 @@ def tradeoffs(materials: Sequence[Material], rows: Sequence[Row]) -> tuple[Trade
 
 
 def _tradeoff(materials: Sequence[Material], rows: Sequence[Row], places: Sequence[int]) -> Tradeoff:
-    halves = materials[places[0]].halves
+    halves = materials[places[0]].parts
     return Tradeoff(
         standard=halves["standard"].folder.name,
         robust=halves["robust"].folder.name,

@@ -11,6 +11,7 @@ from phalanx.report.page import Attack, Notice, Row
 from phalanx.report.rate import Rate
 from phalanx.report.words import bounds, listed, percent, plural
 from phalanx.runs import AttackSummary
+from phalanx.runs.summary import radius
 
 SMALL_N = 1000
 """Below this many images the interval of an accuracy spans more than 6 points in the middle."""
@@ -65,7 +66,7 @@ def _mixture(mixture: Mixture) -> str:
 
 
 def _made(row: Row) -> str:
-    return "put together from two trained runs" if row.is_view else f"trained with method {row.method}"
+    return "put together from trained runs" if row.is_view else f"trained with method {row.method}"
 
 
 _NAMED_ATTACKS = 3
@@ -77,11 +78,11 @@ def _accuracy(row: Row, attacks: Sequence[Attack]) -> str:
     if row.worst is None:
         return f"{clean}; it has not been attacked."
     faced = [attack for attack, done in zip(attacks, row.attacks, strict=True) if done]
-    threats = listed(list(dict.fromkeys(attack.threat for attack in faced)))
+    widest = max(faced, key=lambda attack: _radius(attack, row))
     many = len(faced) > _NAMED_ATTACKS
     names = f"the {len(faced)} attacks of the table" if many else listed([attack.label for attack in faced])
     under = f"under {names}" if len(faced) == 1 else f"in the worst case over {names}"
-    return f"{clean} and {_rate(row.worst)} {under} ({threats})."
+    return f"{clean} and {_rate(row.worst)} {under} ({widest.threat})."
 
 
 def _rate(rate: Rate) -> str:
@@ -107,12 +108,25 @@ def _attack_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[
             f"Only {listed(families)} {'has' if len(families) == 1 else 'have'} been run, no AutoAttack: "
             "each robust accuracy is an upper bound, and a stronger attack may lower it."
         )
+    small = [row.label for row in rows if row.worst is not None and not _used_whole_radius(row, attacks)]
+    if small:
+        yield f"No attack on {listed(small)} had the whole radius of the threat: a larger perturbation may break more."
     if any(row.has_router for row in rows) and not any(_aims_at_routing(attack) for attack in attacks):
         yield "No routing-aware attack has been run, though a router is one more part that can be fooled."
     if any(row.is_dual for row in rows) and not any(_aims_at_halves(attack) for attack in attacks):
         yield "No attack has aimed at a dual model's halves, one of which may be fooled far more easily than both."
     if all(attack.spec.get("restarts", 1) == 1 for attack in attacks):
         yield "Every attack started once per image; restarts may break more."
+
+
+def _used_whole_radius(row: Row, attacks: Sequence[Attack]) -> bool:
+    faced = (attack for attack, done in zip(attacks, row.attacks, strict=True) if done)
+    return any(_radius(attack, row) == radius(row.measurement["eps"]) for attack in faced)
+
+
+def _radius(attack: Attack, row: Row) -> float:
+    """An attack that declares none has the whole radius."""
+    return radius(attack.spec.get("eps", row.measurement["eps"]))
 
 
 def _aims_at_routing(attack: Attack) -> bool:
@@ -131,7 +145,7 @@ def _sample_caveats(rows: Sequence[Row]) -> Iterator[str]:
             f"{plural(n, 'image')} {'is' if n == 1 else 'are'} few: the 95 % intervals are up to {percent(width)} "
             "points wide, and smaller differences may be chance."
         )
-    both = ", or two such runs put together" if any(row.is_view for row in rows) else ""
+    both = ", or several such runs put together" if any(row.is_view for row in rows) else ""
     yield f"Each row is one training run with one seed{both}: the intervals do not hold the spread between seeds."
 
 

@@ -33,7 +33,7 @@ _SAYS = {
     "RA-SMoE": "the standard half attacked alone",
     "steering": "the image steered to each expert, or both halves to one wrong class",
     MINIMUM: "the papers' own rule, the smallest of RA, RA-E and RA-R, of a dual model that of RA, RA-RMoE and RA-SMoE",
-    WORST: "right under every attack that was run, image by image",
+    WORST: "right under every attack within the threat, image by image",
 }
 
 

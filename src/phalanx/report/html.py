@@ -14,7 +14,8 @@ from phalanx.report.figures import history, intervals, tradeoff_plot
 from phalanx.report.lines import headline_lines, legend, remarks
 from phalanx.report.page import Page
 from phalanx.report.rate import Rate
-from phalanx.report.sections import across_rows, of_row, released_table
+from phalanx.report.sections import across_rows, of_row, outside_table, released_table
+from phalanx.report.sweeps import sweep_plot
 from phalanx.report.words import bounds, percent, plural, shown
 from phalanx.runs.canonical import JSON
 
@@ -58,6 +59,7 @@ def render_html(page: Page) -> str:
         "unbroken": _unbroken,
         "rate": lambda attack: Rate(attack.held, attack.n),
     }
+    drawn = [attack for sweep in page.sweeps for attack in sweep.attacks]
     labels = tuple(row.label for row in page.rows)
     return environment.get_template("page.html.j2").render(
         page=page,
@@ -66,13 +68,16 @@ def render_html(page: Page) -> str:
         legend=list(legend(page)),
         remarks=list(remarks(page)),
         released=released_table(page),
+        outside=outside_table(page, without=drawn),
         intervals=intervals(page),
         tradeoffs=[tradeoff_plot(f"alpha-{number}", page, tradeoff) for number, tradeoff in enumerate(page.tradeoffs)],
+        sweeps=[sweep_plot(f"sweep-{number}", page, sweep) for number, sweep in enumerate(page.sweeps)],
         histories=[(row, history(f"run-{number}", row)) for number, row in enumerate(page.rows) if not row.is_view],
         across=across_rows(page),
         analyses=[(row, of_row(row)) for row in page.rows if row.analysis is not None],
         attacks=_grid([attack.label for attack in page.attacks], [attack.spec for attack in page.attacks]),
         released_attacks=_grid([attack.label for attack in page.released], [attack.spec for attack in page.released]),
+        outside_attacks=_grid([attack.label for attack in page.outside], [attack.spec for attack in page.outside]),
         data=_grid(labels, [row.data for row in page.rows]),
         measurements=_grid(labels, [row.measurement for row in page.rows]),
         environments=_grid(labels, [row.environment for row in page.rows]),

@@ -31,11 +31,20 @@ class RowSource:
 
     label: str
     run: Path
-    """The training run's folder; of a dual model put together from two runs the robust half's."""
+    """The training run's folder; of a model put together from several the last one's (a dual model's robust half)."""
     evaluation: Path
     """The folder that holds its ledger."""
     standard: Path | None = None
     """The standard half's run, for a dual model put together from two."""
+    members: tuple[Path, ...] = ()
+    """The other runs, in order, of an ensemble put together from several."""
+
+    @property
+    def others(self) -> dict[str, Path]:
+        """The runs besides the last one, by what they become."""
+        if self.standard is not None:
+            return {"standard": self.standard}
+        return {f"member {number}": run for number, run in enumerate(self.members)}
 
 
 @dataclass(frozen=True)
@@ -68,24 +77,33 @@ class Material:
 
     label: str
     run: Training
-    standard: Training | None
-    """The other half of a view."""
+    others: Mapping[str, Training]
+    """The other runs of a view, by what they become there."""
     evaluation: Fields | None
     """None if the evaluation did not end."""
     analysis: Analysis | None
     book: Book
 
     @property
-    def halves(self) -> dict[str, Training]:
-        """The runs by half, the standard one first; the only one is called ""."""
-        return {"": self.run} if self.standard is None else {"standard": self.standard, "robust": self.run}
+    def parts(self) -> dict[str, Training]:
+        """The runs by what they become, a dual model's standard half first; the only one is called ""."""
+        if not self.others:
+            return {"": self.run}
+        return {**self.others, "robust" if "standard" in self.others else f"member {len(self.others)}": self.run}
 
     @property
     def view(self) -> Fields | None:
-        """How two runs are put together; None for a single one, and where the evaluation did not end."""
-        if self.standard is None or self.evaluation is None:
+        """How the runs are put together; None for a run as it is, and where the evaluation did not end."""
+        if self.evaluation is None or self.evaluation.values.get("view") is None:
             return None
         return self.evaluation.fields("view")
+
+    @property
+    def kind(self) -> str | None:
+        """Of the view; where the evaluation did not end, what the runs tell of it."""
+        if self.view is not None:
+            return self.view.text("kind")
+        return None if not self.others else "dual" if "standard" in self.others else "ensemble"
 
 
 def read_material(source: RowSource) -> Material:
@@ -99,7 +117,7 @@ def read_material(source: RowSource) -> Material:
     return Material(
         label=source.label,
         run=_read_training(source.run),
-        standard=None if source.standard is None else _read_training(source.standard),
+        others={name: _read_training(run) for name, run in source.others.items()},
         evaluation=evaluation,
         analysis=read_analysis(source.evaluation / ANALYSIS_NAME),
         book=book,
@@ -130,16 +148,27 @@ def _read_training(folder: Path) -> Training:
     )
 
 
+_PUT_TOGETHER = {"dual": ("standard",), "mixed_nuts": ("standard",), "gate": (), "ensemble": None}
+"""The other runs that each kind of view names; an ensemble's may be any number."""
+
+
 def _check_view(evaluation: Fields, source: RowSource) -> None:
-    view = evaluation.values.get("view")
-    if view is None and source.standard is not None:
-        raise InputError(
-            f"{evaluation.where} is of one run, not of a dual model made of two; leave out {source.standard}"
-        )
-    if view is not None and source.standard is None:
-        raise InputError(f"{evaluation.where} is of a dual model made of two runs; name the standard half's run, too")
-    if view is not None and (kind := evaluation.fields("view").text("kind")) != "dual":
+    others = source.others
+    if evaluation.values.get("view") is None:
+        if others:
+            raise InputError(
+                f"{evaluation.where} is of one run, not of a model made of several; "
+                f"leave out {', '.join(map(str, others.values()))}"
+            )
+        return
+    kind = evaluation.fields("view").text("kind")
+    if kind not in _PUT_TOGETHER:
         raise InputError(f"{evaluation.where} has a view of kind {kind!r}; use a newer phalanx")
+    named = _PUT_TOGETHER[kind]
+    if "standard" in (named or ()) and "standard" not in others:
+        raise InputError(f"{evaluation.where} is of a dual model made of two runs; name the standard half's run, too")
+    if (named is None and not source.members) or (named is not None and set(named) != set(others)):
+        raise InputError(f"{evaluation.where} is a view of kind {kind!r}, made of other runs; name those")
 
 
 def _read_evaluation(path: Path, binding: Binding) -> Fields | None:

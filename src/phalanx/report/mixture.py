@@ -15,10 +15,14 @@ class Mixture:
     """The experts' architecture."""
     experts: int
     top_k: int | str
+    synergy: bool = False
+    """Whether the experts choose among themselves, as Synergy-of-Experts does, instead of a gate."""
 
     @property
     def text(self) -> str:
-        """For example "4 x mlp, top-1", or "single mlp"."""
+        """For example "4 x mlp, top-1", "single mlp" or "SoE of 3 x mlp"."""
+        if self.synergy:
+            return f"SoE of {self.experts} x {self.expert}"
         if self.experts == 1:
             return f"single {self.expert}"
         answering = "all" if self.top_k in ("all", self.experts) else f"top-{self.top_k}"
@@ -37,6 +41,10 @@ def mixtures_of(model: Fields, record: Fields) -> tuple[Mixture, ...]:
     # runs that were made before there were dual models do not say what they are
     if model.values.get("name", "mixture") == "mixture":
         return (_mixture(model.text("expert"), model.integer("experts"), model),)
+    if model.text("name") == "soe":
+        return (Mixture(model.text("expert"), model.integer("experts"), 1, synergy=True),)
+    if model.text("name") == "assembled":
+        return (_from_spec(record.fields("spec")),)
     halves = record.fields("spec").fields("arguments")
     return _from_spec(halves.fields("standard")), _from_spec(halves.fields("robust"))
 

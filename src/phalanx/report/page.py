@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -13,9 +14,6 @@ from phalanx.report.mixture import Mixture
 from phalanx.report.rate import Rate
 from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import JSON
-
-VIEW_METHOD = "dual"
-"""The method of a row that is put together from two runs: nothing was trained for it."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,12 @@ class Row:
     status: str
     """Of the training run: finished, running, diverged or interrupted; of two, that of the one that is not finished."""
     method: str
-    """`VIEW_METHOD` for a dual model put together from two runs."""
+    """Of training; for a model that is put together from runs its kind."""
+    view: str | None
+    """The kind of a model that is put together from runs, with no training of its own: "dual", "mixed_nuts",
+    "ensemble" or "gate"; None for a run as it is."""
+    gate: str | None
+    """The gate that a mixture's experts were put behind."""
     mixtures: tuple[Mixture, ...]
     """One, or a dual model's standard and robust half."""
     alpha: float | None
@@ -76,6 +79,8 @@ class Row:
     """In the order of the page's released attacks; they have no part in `worst` and `columns`."""
     released_columns: Mapping[str, Mapping[str, Rate | None]]
     """What each released attack, named without its surface, says in the columns of the first table."""
+    outside: tuple[AttackSummary | None, ...]
+    """In the order of the page's attacks outside the threat; they have no part in `worst` and `columns` either."""
     reported: Mapping[str, float]
     """What a paper printed, in percent, by `Column.key`."""
     class_names: tuple[str, ...]
@@ -108,12 +113,13 @@ class Row:
 
     @property
     def is_dual(self) -> bool:
-        return len(self.mixtures) > 1
+        """Whether it has a standard and a robust half."""
+        return len(self.mixtures) > 1 and self.view != "ensemble"
 
     @property
     def is_view(self) -> bool:
-        """Whether it is put together from two runs, with no training of its own."""
-        return self.method == VIEW_METHOD
+        """Whether it is put together from runs, with no training of its own."""
+        return self.view is not None
 
     @property
     def has_router(self) -> bool:
@@ -122,10 +128,16 @@ class Row:
     @property
     def architecture(self) -> str:
         """For example "4 x mlp, top-1", or of a dual model "dual 0.7: " and both halves, the standard one first."""
+        if self.view == "ensemble":
+            counted = Counter(mixture.text for mixture in self.mixtures)
+            return "mean of " + " + ".join(f"{count} x ({text})" for text, count in counted.items())
         text = " + ".join(mixture.text for mixture in self.mixtures)
+        if self.gate is not None:
+            return f"{self.gate} gate: {text}"
         if not self.is_dual:
             return text
-        return f"dual: {text}" if self.alpha is None else f"dual {self.alpha:.6g}: {text}"
+        kind = "MixedNUTS" if self.view == "mixed_nuts" else "dual"
+        return f"{kind}: {text}" if self.alpha is None else f"{kind} {self.alpha:.6g}: {text}"
 
     @property
     def largest_load(self) -> float | None:
@@ -164,6 +176,24 @@ class MarginComparison:
     attacked: tuple[MarginChange | None, ...]
 
 
+Swept = Literal["eps", "steps"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Attacks that differ in one number alone."""
+
+    over: Swept
+    attacks: tuple[Attack, ...]
+    """By increasing value; some may lie outside the threat."""
+    values: tuple[float, ...]
+    """Radii in pixel units of [0, 1], or steps; increasing, each once."""
+    names: tuple[str, ...]
+    """The values as they were written."""
+    rates: tuple[tuple[Rate | None, ...], ...]
+    """By value and row; None for an attack that the row did not face, or that did not end."""
+
+
 NoticeKind = Literal["alarm", "invalid", "incomplete"]
 
 
@@ -191,10 +221,13 @@ class Page:
     """The columns of the table of single attacks, in the rows' order."""
     released: tuple[Attack, ...]
     """Attacks of papers as released, defective: shown beside the worst case, never in it."""
+    outside: tuple[Attack, ...]
+    """Attacks of another norm or a larger radius than the threat: never in the worst case either."""
     rows: tuple[Row, ...]
     """At least one."""
     reported_source: str
     """Where the rows' `reported` numbers were printed; empty if there are none."""
+    sweeps: tuple[Sweep, ...]
     tradeoffs: tuple[Tradeoff, ...]
     margin_comparisons: tuple[MarginComparison, ...]
     notices: tuple[Notice, ...]

@@ -1,14 +1,14 @@
-"""The tables of a page's analysis: routes, single experts, margins, classes, training, released attacks."""
+"""The tables of a page's analysis: routes, single experts, margins, classes, training, attacks that count nowhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from phalanx.report.analysis import Analysis, Gate, MarginChange
 from phalanx.report.curves import LATE
-from phalanx.report.page import MarginComparison, Page, Row
+from phalanx.report.page import Attack, MarginComparison, Page, Row
 from phalanx.report.rate import Rate
 from phalanx.report.words import ABSENT, bounds, percent, plural, rated
 from phalanx.runs import AttackSummary
@@ -42,6 +42,25 @@ def released_table(page: Page) -> Table | None:
         "Accuracy under attacks with the defects they were published with, beside the worst case over all others: the "
         "difference is what those defects hide.",
         ("model", "released attack", "n", "accuracy under it, %", "worst case, %"),
+        tuple(lines),
+    )
+
+
+def outside_table(page: Page, without: Collection[Attack] = ()) -> Table | None:
+    """What attacks outside the threat leave standing, `without` those shown elsewhere; None if there are none."""
+    lines = [
+        (row.label, attack.label, attack.threat, f"{done.n:,}", rated(Rate(done.held, done.n)))
+        for row in page.rows
+        for attack, done in zip(page.outside, row.outside, strict=True)
+        if done and attack not in without
+    ]
+    if not lines:
+        return None
+    return Table(
+        "Outside the threat",
+        "Accuracy under attacks in another norm, or of a larger radius, than the models were evaluated in: in no other "
+        "number of this page.",
+        ("model", "attack", "its threat", "n", "accuracy under it, %"),
         tuple(lines),
     )
 

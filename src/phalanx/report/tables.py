@@ -9,9 +9,10 @@ from typing import Any
 from phalanx import __version__
 from phalanx.report.analysis import MarginChange
 from phalanx.report.lines import headline_lines, legend, remarks
-from phalanx.report.page import Attack, MarginComparison, Page, Row
+from phalanx.report.page import Attack, MarginComparison, Page, Row, Sweep
 from phalanx.report.rate import Rate
-from phalanx.report.sections import released_table
+from phalanx.report.sections import outside_table, released_table
+from phalanx.report.sweeps import kind
 from phalanx.report.words import ABSENT, bounds, clipped, percent
 from phalanx.runs import AttackSummary
 
@@ -75,7 +76,7 @@ def _attack_by_attack(page: Page) -> list[str]:
         return [*_released(page), "Each attack by itself is in report.html and table.json."]
     lines = [line for row in page.rows for line in _row_lines(row, page.attacks)]
     head = ("model", "measured", "n", "held", "accuracy %", "95 % interval")
-    return [_aligned(head, "llrrrr", lines), *_released(page)]
+    return [_aligned(head, "llrrrr", lines), *_released(page), *_outside(page)]
 
 
 def _released(page: Page) -> list[str]:
@@ -83,6 +84,11 @@ def _released(page: Page) -> list[str]:
     if table is None or page.reported_source:
         return []
     return [f"{table.title}\n\n{_aligned(table.head, 'llrrr', table.lines)}"]
+
+
+def _outside(page: Page) -> list[str]:
+    table = outside_table(page)
+    return [] if table is None else [f"{table.title}\n\n{_aligned(table.head, 'lllrr', table.lines)}"]
 
 
 def _row_lines(row: Row, attacks: Sequence[Attack]) -> Iterator[tuple[str, ...]]:
@@ -169,8 +175,10 @@ def to_json(page: Page) -> dict[str, Any]:
         "columns": [asdict(column) for column in page.columns],
         "attacks": [asdict(attack) for attack in page.attacks],
         "released_attacks": [asdict(attack) for attack in page.released],
+        "outside_attacks": [asdict(attack) for attack in page.outside],
         "reported_source": page.reported_source,
         "rows": [_row_json(row, page) for row in page.rows],
+        "sweeps": [_sweep_json(sweep, page) for sweep in page.sweeps],
         "alpha_tradeoffs": [
             {**asdict(tradeoff), "rows": [page.rows[place].label for place in tradeoff.rows]}
             for tradeoff in page.tradeoffs
@@ -207,6 +215,7 @@ def _row_json(row: Row, page: Page) -> dict[str, Any]:
             name: {column: _rate_json(rate) for column, rate in rates.items()}
             for name, rates in row.released_columns.items()
         },
+        "outside_attacks": _attacks_json(page.outside, row.outside),
         "classes": [
             {"name": found.name, "clean": _rate_json(found.clean), "worst_case": _rate_json(found.worst)}
             for found in row.classes
@@ -240,6 +249,18 @@ def _attacks_json(attacks: Sequence[Attack], done: Sequence[AttackSummary | None
 def _attack_json(label: str, done: AttackSummary) -> dict[str, Any]:
     counts = {name: getattr(done, name) for name in ("broken", "invalid", "timeout", "untried", "routed", "flipped")}
     return {"label": label, **_counts(Rate(done.held, done.n)), **counts}
+
+
+def _sweep_json(sweep: Sweep, page: Page) -> dict[str, Any]:
+    by_row = zip(page.rows, zip(*sweep.rates, strict=True), strict=True)
+    return {
+        "attack": kind(sweep),
+        "over": sweep.over,
+        "values": list(sweep.values),
+        "as_written": list(sweep.names),
+        "attacks": [attack.label for attack in sweep.attacks],
+        "rows": [{"label": row.label, "accuracies": [_rate_json(rate) for rate in rates]} for row, rates in by_row],
+    }
 
 
 def _comparison_json(comparison: MarginComparison) -> dict[str, Any]:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -24,6 +25,12 @@ class MixtureOfExperts(nn.Module):
         temperature: divides the scores inside the softmax.
         train_router: False declares the router frozen (the released dual-model code's untrained random router): it is
             then no player, and no method moves it.
+        train_experts: False declares the experts frozen likewise, and they want no gradient. They stay in evaluation
+            mode while the router trains, so that BatchNorm keeps its statistics.
+        checkpoint: in training, run each expert again in the backward pass instead of keeping its activations: memory
+            for one expert's activations and not for all, the same gradients, about a third more time in the update.
+            Attacks, being in evaluation mode, go on keeping theirs, for nearly all the time is theirs too; what they
+            keep is then the peak.
 
     Raises ValueError where these do not fit together.
     """
@@ -36,6 +43,8 @@ class MixtureOfExperts(nn.Module):
         *,
         temperature: float = 1.0,
         train_router: bool = True,
+        train_experts: bool = True,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if not experts:
@@ -55,13 +64,25 @@ class MixtureOfExperts(nn.Module):
             )
         # a mixture of one has nothing to route: a router would be dead weight without gradient
         self.router = router if len(experts) > 1 else None
+        if not train_experts and (self.router is None or not train_router):
+            raise ValueError(
+                "train_experts=False needs a router that trains, got "
+                f"{'none' if self.router is None else 'train_router=False'}; leave one of them to move"
+            )
         self.experts = nn.ModuleList(experts)
         self.top_k = selected
         self.temperature = temperature
         self.train_router = train_router
+        self.train_experts = train_experts
+        self.checkpoint = checkpoint
+        if not train_experts:
+            self.experts.eval().requires_grad_(False)
         parts = [spec_of(part) for part in ([self.router] if self.router is not None else []) + [*experts]]
         if all(part is not None for part in parts):
             specs = [part.to_json() for part in parts if part is not None]
+            # only where they differ from the default: the spec of a mixture without them stays what it was
+            options = {} if train_experts else {"train_experts": False}
+            options |= {"checkpoint": True} if checkpoint else {}
             record(
                 self,
                 "mixture",
@@ -70,11 +91,19 @@ class MixtureOfExperts(nn.Module):
                 top_k=self.top_k,
                 temperature=temperature,
                 train_router=train_router,
+                **options,
             )
 
     def extra_repr(self) -> str:
         """What the parts do not show; also tells two mixtures of the same weights apart in a ledger."""
         return f"top_k={self.top_k}, temperature={self.temperature}"
+
+    def train(self, mode: bool = True) -> Self:
+        """Training or evaluation mode; frozen experts stay in evaluation mode."""
+        super().train(mode)
+        if not self.train_experts:
+            self.experts.eval()
+        return self
 
     def gate(self, x: Tensor) -> Route:
         """The route of images (B, C, H, W), without running an expert.
@@ -95,15 +124,15 @@ class MixtureOfExperts(nn.Module):
             route = self.gate(x)
         if not isinstance(route, Route):
             raise TypeError(f"a model-level mixture takes one Route, got {type(route).__name__}")
-        return Routed(dispatch(tuple(self.experts), x, route), route)
+        return Routed(dispatch(tuple(self.experts), x, route, checkpoint=self.checkpoint), route)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, C) of images (B, C, H, W) in [0, 1]."""
         return self.routed(x).logits
 
     def players(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """Who can move: "experts", and "router" unless it is frozen or there is none."""
-        players = {"experts": list(self.experts.parameters())}
+        """Who can move: "experts" unless they are frozen, and "router" unless it is or there is none."""
+        players = {"experts": list(self.experts.parameters())} if self.train_experts else {}
         if self.router is not None and self.train_router:
             players["router"] = list(self.router.parameters())
         return players

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from phalanx.nn import ConvBN, Normalize, record
 
@@ -97,6 +97,22 @@ class CNNRouter(nn.Sequential):
             mean=mean,
             std=std,
         )
+
+
+class UniformRouter(nn.Module):
+    """Scores of zero for every expert, whatever the image: no parameters. With the soft gate all weigh the same."""
+
+    def __init__(self, num_experts: int) -> None:
+        super().__init__()
+        self.num_experts = num_experts
+        record(self, "router.uniform", num_experts=num_experts)
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) to (B, num_experts)."""
+        return x.new_zeros(len(x), self.num_experts)
 
 
 ROUTERS: dict[str, Callable[..., nn.Module]] = {"linear": LinearRouter, "mlp": MLPRouter, "cnn": CNNRouter}

@@ -10,9 +10,11 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TypeAlias, TypeVar
 
 from phalanx.errors import CorruptError
+from phalanx.runs.canonical import JSON
 from phalanx.runs.verdict import CLEAN, Outcome, Verdict
 
 Key: TypeAlias = tuple[str, str]
@@ -145,12 +147,40 @@ def _correct(samples: Iterable[Sequence[Verdict]]) -> list[Mapping[Key, Sequence
     return [_by_key(rows) for rows in samples if _is_clean_correct(rows)]
 
 
+def radius(eps: JSON) -> float:
+    """A radius such as "8/255", "0.03" or 0.03, in the double precision that attacks compute in.
+
+    Raises CorruptError for what is no number.
+    """
+    try:
+        return float(Fraction("".join(str(eps).split())))
+    except (ValueError, ZeroDivisionError, OverflowError):
+        raise CorruptError(f"a ledger's eps must be a number or a fraction, got {eps!r}; evaluate again") from None
+
+
+def aside_attacks(specs: Mapping[str, Mapping[str, JSON]], norm: str, eps: JSON) -> tuple[str, ...]:
+    """Of the attacks declared in `specs`, those that say nothing of the worst case within radius `eps` in `norm`.
+
+    They are the reproductions of published attacks, and the attacks outside the threat: of another norm (Linf where a
+    spec has none), or of a larger radius. A smaller one is inside: what it finds lies in the larger ball, too.
+    Raises CorruptError for a radius that is no number.
+    """
+    return tuple(name for name, spec in specs.items() if spec.get("reproduction") or _is_outside(spec, norm, eps))
+
+
+def _is_outside(spec: Mapping[str, JSON], norm: str, eps: JSON) -> bool:
+    # an attack that was given no norm uses Linf
+    if (spec.get("norm") or "Linf") != norm:
+        return True
+    own = spec.get("eps")
+    return own is not None and radius(own) > radius(eps)
+
+
 def summarise(rows: Iterable[Verdict], *, aside: Collection[str] = ()) -> Summary:
     """The numbers of a ledger's rows, in any order.
 
     A sample wrong on clean input is robust against nothing, whether or not it was attacked. The attacks named in
-    `aside` (defective ones, run to reproduce a paper) are summed up as the others are, and take no part in `robust`
-    and `incomplete`.
+    `aside` (see `aside_attacks`) are summed up as the others are, and take no part in `robust` and `incomplete`.
     Raises CorruptError if a sample has two labels.
     """
     samples = _by_sample(rows)

@@ -5,8 +5,8 @@ from phalanx.workflow.evaluating import (
     ANALYSIS_NAME,
     EVALUATION_NAME,
     LEDGER_NAME,
-    evaluate_dual,
     evaluate_run,
+    evaluate_view,
     evaluation_folder,
 )
 from phalanx.workflow.reporting import data_config, find_rows, report_on
@@ -25,8 +25,8 @@ __all__ = [
     "data_config",
     "default_workers",
     "environment",
-    "evaluate_dual",
     "evaluate_run",
+    "evaluate_view",
     "evaluation_folder",
     "find_rows",
     "make_study",

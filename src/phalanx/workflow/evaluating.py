@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,19 +15,27 @@ import torch
 from torch import nn
 
 from phalanx.attacks import RouteSteering
-from phalanx.config import DualView, EvaluationConfig, RunConfig
+from phalanx.config import (
+    AnyView,
+    DualView,
+    EnsembleView,
+    EvaluationConfig,
+    GateView,
+    NutsView,
+    RunConfig,
+)
 from phalanx.data import ImageSet, Splits, load_data
 from phalanx.errors import Interrupted
-from phalanx.evaluation import Evaluation, analyse, evaluate, pick_alpha, protocol
+from phalanx.evaluation import Evaluation, analyse, evaluate, pick_alpha, pick_nuts, protocol
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.loading import to_plain
-from phalanx.models import join, load
-from phalanx.routing import DualModel
+from phalanx.models import load, load_mixtures
+from phalanx.routing import DualModel, Ensemble, MixedNUTS, MixtureOfExperts, with_gate
 from phalanx.runs import RunFolder, write_json
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter, Silent
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
-from phalanx.workflow.training import refuse_other_data, require_finished, run_config
+from phalanx.workflow.training import part_name, refuse_other_data, require_finished, run_config
 
 EVALUATION_NAME = "evaluation.json"
 ANALYSIS_NAME = "analysis.json"
@@ -51,17 +59,17 @@ class _Subject:
     """The model on a device, and what evaluation.json says of the view, None for a run as it is."""
 
 
-def evaluation_folder(run: Path, config: EvaluationConfig, view: DualView | None = None) -> Path:
+def evaluation_folder(run: Path, config: EvaluationConfig, view: AnyView | None = None) -> Path:
     """Where an evaluation of a run goes: its name says what was measured."""
     size = "all" if config.n is None else str(config.n)
-    name = f"{config.protocol.replace(',', '+').replace(' ', '')}-{config.weights}-{size}"
-    if view is not None:
+    name = f"{config.protocol.replace(',', '+').replace('/', '_').replace(' ', '')}-{config.weights}-{size}"
+    if isinstance(view, DualView):
         name += f"-dual-{Path(view.standard).name}-{view.alpha}-{view.mix}"
     return Path(run) / "evaluations" / name
 
 
 def evaluation_record(
-    config: EvaluationConfig, threat: ThreatModel, seed: int, view: DualView | None = None
+    config: EvaluationConfig, threat: ThreatModel, seed: int, view: AnyView | None = None
 ) -> dict[str, Any]:
     """What an evaluation's folder is bound to."""
     seen = None if view is None else {key: value for key, value in to_plain(view).items() if key != "label"}
@@ -93,45 +101,69 @@ def evaluate_run(
     return _evaluate_into(folder, subject, config, None, label, reporter)
 
 
-def evaluate_dual(
-    standard: Path,
-    robust: Path,
+def evaluate_view(
+    view: AnyView,
+    runs: Mapping[str, Path],
     folder: Path,
-    view: DualView,
     config: EvaluationConfig,
     reporter: Reporter | None = None,
 ) -> Evaluation | None:
-    """Evaluates the dual model of two finished runs on the robust one's test split; None if that was done already.
+    """Evaluates a model made of finished runs on their test split; None if that was done already.
 
-    Raises InputError as `evaluate_run`, and for runs that do not fit together.
+    `runs` are the folders by the view's `made_of`; the last one's threat and seed hold. Raises InputError as
+    `evaluate_run`, and for runs that do not fit together.
     """
-    settings = run_config(robust)
+    settings = run_config(list(runs.values())[-1])
 
     def build(data: Splits, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-        alpha, picked = view.alpha, None
-        if alpha == "picked":
-            choice = pick_alpha(
-                load(robust).to(device), data.val, PICKING.within(settings.threat), keep=view.keep, seed=settings.seed
-            )
-            alpha = choice.alpha
-            picked = {
-                "keep": view.keep,
-                "quantile": choice.quantile,
-                "n": choice.n,
-                "attack": f"{PICKING.name}, {PICKING.steps} steps",
-            }
-        model = join(standard, robust, alpha, view.mix).to(device)
-        return model, {"kind": "dual", "alpha": alpha, "mix": view.mix, "picked": picked}
+        parts = load_mixtures({part_name(name): run for name, run in runs.items()})
+        model, seen = _viewed(view, [part.to(device) for part in parts.values()], data, settings)
+        return model.to(device), {"kind": view.name, **seen}
 
-    subject = _Subject(settings, (standard, robust), build)
+    subject = _Subject(settings, tuple(runs.values()), build)
     return _evaluate_into(folder, subject, config, view, view.title, reporter)
+
+
+def _viewed(
+    view: AnyView, parts: Sequence[MixtureOfExperts], data: Splits, settings: RunConfig
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model that a view makes of its runs' models, and what there is to say of it."""
+    match view:
+        case DualView():
+            alpha, picked = _alpha(view, parts[1], data, settings)
+            seen: dict[str, Any] = {"alpha": alpha, "mix": view.mix, "picked": picked}
+            return DualModel(parts[0], parts[1], alpha, mix=view.mix), seen
+        case NutsView():
+            choice = pick_nuts(parts[1], data.val, PICKING.within(settings.threat), keep=view.keep, seed=settings.seed)
+            found = {"alpha": choice.alpha, "scale": choice.scale, "power": choice.power, "bias": choice.bias}
+            return MixedNUTS(parts[0], parts[1], **found), {
+                **found,
+                "picked": {**_picked(view.keep, choice.quantile, choice.held), "out_of_reach": choice.out_of_reach},
+            }
+        case EnsembleView():
+            return Ensemble(parts, mix=view.mix), {"mix": view.mix}
+        case GateView():
+            return with_gate(parts[0], view.gate, seed=settings.seed), {"gate": view.gate}
+
+
+def _alpha(view: DualView, robust: nn.Module, data: Splits, settings: RunConfig) -> tuple[float, dict[str, Any] | None]:
+    """The weight of the robust half, and what it was picked on."""
+    if view.alpha != "picked":
+        return view.alpha, None
+    choice = pick_alpha(robust, data.val, PICKING.within(settings.threat), keep=view.keep, seed=settings.seed)
+    return choice.alpha, _picked(view.keep, choice.quantile, choice.n)
+
+
+def _picked(keep: float, quantile: float, n: int) -> dict[str, Any]:
+    attack = f"{PICKING.name}, {PICKING.steps} steps"
+    return {"keep": keep, "quantile": quantile, "n": n, "attack": attack, "images": "validation"}
 
 
 def _evaluate_into(
     folder: Path,
     subject: _Subject,
     config: EvaluationConfig,
-    view: DualView | None,
+    view: AnyView | None,
     label: str,
     reporter: Reporter | None,
 ) -> Evaluation | None:

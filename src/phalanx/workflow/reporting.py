@@ -13,7 +13,7 @@ from phalanx.report import Page, RowSource, build_page, write_report
 from phalanx.report.records import read_object
 from phalanx.runs import RunFolder
 from phalanx.workflow.evaluating import EVALUATION_NAME
-from phalanx.workflow.studies import EVALUATION_SUFFIX
+from phalanx.workflow.studies import EVALUATION_SUFFIX, Viewing, row_source
 
 
 def find_rows(paths: list[Path]) -> list[RowSource]:
@@ -43,15 +43,16 @@ def _evaluated(folder: Path, pattern: str) -> list[Path]:
 
 def _row(evaluation: Path, run: Path, name: str) -> RowSource:
     label = str(read_object(evaluation / EVALUATION_NAME, missing="").values.get("label") or name)
-    view = RunFolder(evaluation).record()["config"].get("view")
-    if view is None:
+    record = RunFolder(evaluation).record()["config"].get("view")
+    if record is None:
         return RowSource(label, run, evaluation)
-    # a study's own runs lie beside the evaluation; other halves are paths as they were given
-    robust, standard = (
-        beside if (beside := evaluation.parent / view[half]).is_dir() else Path(view[half])
-        for half in ("robust", "standard")
-    )
-    return RowSource(label, robust, evaluation, standard=standard)
+    view = load_recipe(Viewing, None, values={"view": record}).value.view
+    # a study's own runs lie beside the evaluation; others are paths as they were given
+    runs = {
+        part: beside if (beside := evaluation.parent / name).is_dir() else Path(name)
+        for part, name in view.made_of.items()
+    }
+    return row_source(label, evaluation, runs)
 
 
 def report_on(

@@ -45,7 +45,7 @@ def reproduction(name: str, scale: str, overrides: tuple[str, ...] = ()) -> Repr
         title=f"{table.title} ({scale} scale)",
         description=" ".join(filter(None, (table.description, whole.description))),
         runs=part.runs,
-        duals=part.duals,
+        views=part.views,
         rows=part.rows,
     )
     reported = {part.label(row): dict(printed) for row, printed in table.rows.items() if printed}

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phalanx.config import (
-    DualConfig,
-    DualView,
+    AnyView,
     EvaluationConfig,
     MixtureConfig,
     RunConfig,
@@ -32,8 +31,8 @@ from phalanx.runs import Node, RunFolder, Study
 from phalanx.training import Reporter
 from phalanx.workers import WorkerPool
 from phalanx.workflow.compute import pick_device
-from phalanx.workflow.evaluating import evaluate_dual, evaluate_run, evaluation_record
-from phalanx.workflow.training import check_unmade, prepare_run, train_run
+from phalanx.workflow.evaluating import evaluate_run, evaluate_view, evaluation_record
+from phalanx.workflow.training import check_unmade, part_name, prepare_run, train_run
 
 T = TypeVar("T")
 
@@ -56,28 +55,33 @@ class Plan:
     title: str
     description: str
     runs: Mapping[str, RunConfig]
-    duals: Mapping[str, DualView] = field(default_factory=dict)
+    views: Mapping[str, AnyView] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
-    """Names of runs and duals in the table's order; empty for all of them."""
+    """Names of runs and views in the table's order; empty for all of them."""
 
     @property
     def table(self) -> tuple[str, ...]:
         """The rows in order."""
-        return self.rows or (*self.runs, *self.duals)
+        return self.rows or (*self.runs, *self.views)
+
+    def made_of(self, name: str) -> Mapping[str, str]:
+        """The runs that a run starts from, or that a view is made of, by what they become."""
+        return self.views[name].made_of if name in self.views else self.runs[name].model.made_of
 
     def needs(self, name: str) -> tuple[str, ...]:
-        """The runs of the study that a run starts from, or that a dual joins."""
-        made = self.duals[name] if name in self.duals else self.runs[name].model
-        if isinstance(made, MixtureConfig):
-            return ()
-        return tuple(half for half in (made.standard, made.robust) if half in self.runs)
+        """Those of them that the study makes."""
+        return tuple(run for run in self.made_of(name).values() if run in self.runs)
+
+    def measured(self, row: str) -> RunConfig:
+        """The run whose threat, seed and evaluation hold for a row: itself, or the last one that a view is made of."""
+        return self.runs[list(self.made_of(row).values())[-1] if row in self.views else row]
 
     def only(self, rows: Iterable[str]) -> Plan:
         """The part of the study that makes these rows. Raises InputError for a row that it does not have."""
         rows = tuple(rows)
         for row in rows:
-            if row not in self.runs and row not in self.duals:
-                raise InputError(f"the study has no row {row!r}; it has {', '.join((*self.runs, *self.duals))}")
+            if row not in self.runs and row not in self.views:
+                raise InputError(f"the study has no row {row!r}; it has {', '.join((*self.runs, *self.views))}")
         wanted, queue = set(rows), list(rows)
         while queue:
             queue += (new := set(self.needs(queue.pop())) - wanted)
@@ -85,17 +89,13 @@ class Plan:
         return replace(
             self,
             runs={name: run for name, run in self.runs.items() if name in wanted},
-            duals={name: dual for name, dual in self.duals.items() if name in wanted},
+            views={name: view for name, view in self.views.items() if name in wanted},
             rows=rows,
         )
 
-    def evaluation(self, row: str) -> EvaluationConfig:
-        """How a row is measured: a dual as its robust half."""
-        return self.runs[self.duals[row].robust if row in self.duals else row].evaluation
-
     def label(self, row: str) -> str:
         """What a row is called."""
-        return self.duals[row].title if row in self.duals else self.runs[row].label or row
+        return self.views[row].title if row in self.views else self.runs[row].label or row
 
 
 def plan(name: str, overrides: tuple[str, ...] = ()) -> Plan:
@@ -107,19 +107,19 @@ def plan(name: str, overrides: tuple[str, ...] = ()) -> Plan:
         return Plan(label, "", {path.stem: loaded.value})
     study = load_study(name).value
     runs = {run: study_run(study, made, overrides) for run, made in study.runs.items()}
-    return Plan(study.title or path.stem, study.description, runs, study.duals, study.rows)
+    return Plan(study.title or path.stem, study.description, runs, study.views, study.rows)
 
 
 def study_run(study: StudyConfig, made: StudyRun, overrides: tuple[str, ...]) -> RunConfig:
     """The configuration of one run of a study, with the study's settings, its own and the command line's.
 
-    Settings of experts and routers pass by a run whose model is made of other runs: it takes theirs.
+    Settings of a mixture pass by a run whose model is of another kind and does not have them.
     """
-    joined = isinstance(load_run(made.recipe, made.set).value.model, DualConfig)
+    missing = {*keys(MixtureConfig)} - {*keys(type(load_run(made.recipe, made.set).value.model))}
 
     def fits(setting: str) -> bool:
         section, _, key = setting.partition("=")[0].strip().partition(".")
-        return not (joined and section == "model" and key.partition(".")[0] in keys(MixtureConfig))
+        return not (section == "model" and key.partition(".")[0] in missing)
 
     return load_run(made.recipe, (*filter(fits, study.set), *made.set, *filter(fits, overrides))).value
 
@@ -138,12 +138,19 @@ def perform(job: Job, reporter: Reporter) -> None:
             evaluate_run(
                 folders[job["run"]], folder, _read(EvaluationConfig, job["config"]), reporter, label=job["label"]
             )
-        case "evaluate dual":
-            view = _read(DualView, job["view"])
-            config = _read(EvaluationConfig, job["config"])
-            evaluate_dual(folders[view.standard], folders[view.robust], folder, view, config, reporter)
+        case "evaluate view":
+            view = _read(Viewing, {"view": job["view"]}).view
+            runs = {name: folders[run] for name, run in view.made_of.items()}
+            evaluate_view(view, runs, folder, _read(EvaluationConfig, job["config"]), reporter)
         case other:
-            raise ValueError(f"a job's action is train, evaluate or evaluate dual, got {other!r}")
+            raise ValueError(f"a job's action is train, evaluate or evaluate view, got {other!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewing:
+    """A view as a section, since the loader reads sections."""
+
+    view: AnyView
 
 
 def _read(kind: type[T], plain: Mapping[str, Any]) -> T:
@@ -209,24 +216,21 @@ def _nodes(
 
         return Node(name, needs, bound, action)
 
-    halves = {half for run in plan.runs for half in plan.needs(run)}
-    for name in sorted(plan.runs, key=lambda run: run not in halves):
+    parts = {part for run in plan.runs for part in plan.needs(run)}
+    for name in sorted(plan.runs, key=lambda run: run not in parts):
         config = to_plain(plan.runs[name])
         yield node(name, name, plan.needs(name), bound_config(config), {"action": "train", "config": config})
     for row in plan.table:
-        job = {"config": to_plain(plan.evaluation(row)), "label": plan.label(row)}
-        view = plan.duals.get(row)
-        if view is None:
-            job |= {"action": "evaluate", "run": row}
-        else:
-            job |= {"action": "evaluate dual", "view": to_plain(view)}
-        measured = plan.runs[row if view is None else view.robust]
-        bound = evaluation_record(plan.evaluation(row), measured.threat, measured.seed, view)
+        measured, view = plan.measured(row), plan.views.get(row)
+        job = {"config": to_plain(measured.evaluation), "label": plan.label(row)}
+        job |= (
+            {"action": "evaluate", "run": row} if view is None else {"action": "evaluate view", "view": to_plain(view)}
+        )
         yield node(
             row + EVALUATION_SUFFIX,
             f"{row} {measured.evaluation.protocol}",
-            plan.needs(row) if view else (row,),
-            bound,
+            (row,) if view is None else plan.needs(row),
+            evaluation_record(measured.evaluation, measured.threat, measured.seed, view),
             job,
         )
 
@@ -241,16 +245,23 @@ def _check_new(plan: Plan, folders: Mapping[str, Path], reporter_for: ReporterFo
             data = known.get(config.data) or known.setdefault(
                 config.data, load_data(config.data, progress=reporter.progress)
             )
-            model = config.model
-            if isinstance(model, DualConfig) and {model.standard, model.robust} <= plan.runs.keys():
-                check_unmade(config, {"standard": plan.runs[model.standard], "robust": plan.runs[model.robust]}, data)
+            parts = plan.made_of(name)
+            if parts and set(parts.values()) <= plan.runs.keys():
+                check_unmade(config, {part_name(part): plan.runs[run] for part, run in parts.items()}, data)
             else:
                 prepare_run(config, pick_device(config.device), reporter, folders=folders, data=data)
 
 
 def _row_source(plan: Plan, row: str, folder: Path) -> RowSource:
     evaluation = folder / (row + EVALUATION_SUFFIX)
-    view = plan.duals.get(row)
-    if view is None:
+    if row not in plan.views:
         return RowSource(plan.label(row), folder / row, evaluation)
-    return RowSource(plan.label(row), folder / view.robust, evaluation, standard=folder / view.standard)
+    return row_source(plan.label(row), evaluation, {part: folder / run for part, run in plan.made_of(row).items()})
+
+
+def row_source(label: str, evaluation: Path, runs: Mapping[str, Path]) -> RowSource:
+    """The row of a view, from the runs it is made of, by what they become; the last one says how it was measured."""
+    *others, last = runs.values()
+    if "standard" in runs:
+        return RowSource(label, last, evaluation, standard=runs["standard"])
+    return RowSource(label, last, evaluation, members=tuple(others))

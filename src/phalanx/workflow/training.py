@@ -11,14 +11,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from phalanx.config import AnyModel, DualConfig, MixtureConfig, RunConfig, bound_config
+from phalanx.config import AssembledConfig, DualConfig, MixtureConfig, RunConfig, SynergyConfig, bound_config
 from phalanx.data import Splits, load_data
 from phalanx.errors import InputError
 from phalanx.evaluation import protocol, validation
 from phalanx.loading import load_recipe, to_plain
 from phalanx.methods import Method
-from phalanx.models import MODEL_NAME, build_mixture, join, read_description, save_description
-from phalanx.routing import DualModel, MixtureOfExperts
+from phalanx.models import (
+    MODEL_NAME,
+    assemble,
+    build_mixture,
+    build_synergy,
+    load_mixtures,
+    read_description,
+    save_description,
+    single_network,
+)
+from phalanx.routing import DualModel, MixtureOfExperts, SynergyOfExperts
 from phalanx.runs import RunFolder, write_json
 from phalanx.runs.sidecar import verify_sidecar
 from phalanx.training import BEST_NAME, Reporter, TrainingConfig, train
@@ -26,6 +35,9 @@ from phalanx.training.loop import Validate
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
 
 ENVIRONMENT_NAME = "environment.json"
+
+Buildable = MixtureOfExperts | DualModel | SynergyOfExperts
+"""What a recipe can describe."""
 
 Folders = Mapping[str, Path]
 """The folders of a study's runs by name; what is not among them is a path."""
@@ -43,7 +55,7 @@ class Trained:
     augment: tuple[str, ...]
     validate: Validate
     made_from: Mapping[str, str] = field(default_factory=dict)
-    """The sha256 of the weights that each half of a dual model begins with."""
+    """The sha256 of the weights that each part, where the model is made of runs, begins with."""
 
 
 def train_into(
@@ -66,7 +78,7 @@ def train_into(
             job = prepare()
             if run.resolve(MODEL_NAME).is_file():
                 refuse_other_data(folder, job.data)
-                _refuse_other_halves(folder, job.made_from)
+                _refuse_other_parts(folder, job.made_from)
             else:
                 save_description(run.resolve(MODEL_NAME), job.model, job.data, job.made_from)
             train(
@@ -95,12 +107,12 @@ def refuse_other_data(run: Path, data: Splits) -> None:
         )
 
 
-def _refuse_other_halves(run: Path, made_from: Mapping[str, str]) -> None:
+def _refuse_other_parts(run: Path, made_from: Mapping[str, str]) -> None:
     recorded = read_description(run).get("made_from", {})
-    changed = sorted(half for half in {*recorded, *made_from} if recorded.get(half) != made_from.get(half))
+    changed = sorted(part for part in {*recorded, *made_from} if recorded.get(part) != made_from.get(part))
     if changed:
         raise InputError(
-            f"{run} was begun from other weights of its {' and '.join(changed)} half; "
+            f"{run} was begun from other weights of its {' and '.join(map(part_name, changed))}; "
             "restore that run, or train into another folder"
         )
 
@@ -131,7 +143,7 @@ def prepare_run(
     """Data, model, method and validation of a recipe. Raises InputError for whatever does not fit together."""
     data = data or load_data(config.data, progress=None if reporter is None else reporter.progress)
     check_settings(config, data)
-    model, made_from = _build(config.model, data, config.seed, folders or {})
+    model, made_from = _build(config, data, folders or {})
     method = config.method.within(config.threat)
     method.check(model)
     (validating,) = protocol(config.validation.protocol, config.threat).members
@@ -141,9 +153,9 @@ def prepare_run(
         method=method,
         data=data,
         training=config.training,
-        seed=config.seed,
+        seed=config.run_seed,
         augment=config.data.augment,
-        validate=validation(images, validating.attack, seed=config.seed),
+        validate=validation(images, validating.attack, seed=config.run_seed),
         made_from=made_from,
     )
 
@@ -163,37 +175,52 @@ def check_settings(config: RunConfig, data: Splits) -> None:
         )
 
 
-def check_unmade(config: RunConfig, halves: Mapping[str, RunConfig], data: Splits) -> None:
-    """The same of a dual model whose halves, runs of one study, are not made yet: their untrained models stand in.
+def check_unmade(config: RunConfig, parts: Mapping[str, RunConfig], data: Splits) -> None:
+    """The same of a model made of runs of one study that are not made yet: their untrained models stand in.
 
     Raises InputError.
     """
     check_settings(config, data)
-    assert isinstance(config.model, DualConfig)
     models: dict[str, MixtureOfExperts] = {}
-    for half, settings in halves.items():
+    for name, settings in parts.items():
         if not isinstance(settings.model, MixtureConfig):
-            raise InputError(f"the {half} half of a dual model must be a mixture, not a dual model itself")
+            raise InputError(f"the {name} must be a mixture, not made of other runs itself; name another run")
         if settings.data != config.data:
-            raise InputError(f"the {half} half of a dual model is trained on other data; give all three the same data")
-        models[half] = build_mixture(settings.model, data, settings.seed)
-    model = DualModel(models["standard"], models["robust"], config.model.alpha, mix=config.model.mix)
-    config.method.within(config.threat).check(model)
+            raise InputError(f"the {name} is trained on other data than the model made of it; give both the same data")
+        models[name] = build_mixture(settings.model, data, settings.run_seed)
+    folders = {name: Path(name) for name in parts}
+    config.method.within(config.threat).check(_put_together(config, folders, models, data))
 
 
-def _build(
-    config: AnyModel, data: Splits, seed: int, folders: Folders
-) -> tuple[MixtureOfExperts | DualModel, dict[str, str]]:
-    """The model to train, and the sha256 of the weights its halves come with."""
-    if isinstance(config, MixtureConfig):
-        return build_mixture(config, data, seed), {}
-    named = {"standard": config.standard, "robust": config.robust}
-    halves = {half: folders.get(name, Path(name)) for half, name in named.items()}
-    for half, run in halves.items():
-        require_finished(run, f"model.{half}")
+def _build(config: RunConfig, data: Splits, folders: Folders) -> tuple[Buildable, dict[str, str]]:
+    """The model to train, and the sha256 of the weights of the runs it is made of."""
+    model = config.model
+    if isinstance(model, MixtureConfig):
+        return build_mixture(model, data, config.run_seed), {}
+    if isinstance(model, SynergyConfig):
+        return build_synergy(model, data, config.run_seed), {}
+    runs = {part_name(name): folders.get(run, Path(run)) for name, run in model.made_of.items()}
+    for name, run in runs.items():
+        require_finished(run, f"model: the {name}")
         refuse_other_data(run, data)
-    model = join(halves["standard"], halves["robust"], config.alpha, config.mix)
-    return model, {half: verify_sidecar(run / BEST_NAME) for half, run in halves.items()}
+    built = _put_together(config, runs, load_mixtures(runs), data)
+    weights = (verify_sidecar(run / BEST_NAME) for run in runs.values())
+    return built, dict(zip(model.made_of, weights, strict=True))
+
+
+def part_name(name: str) -> str:
+    """What a run becomes in a model that is made of several, as messages call it."""
+    return f"{name} half" if name in ("standard", "robust") else name
+
+
+def _put_together(
+    config: RunConfig, runs: Mapping[str, Path], models: Mapping[str, MixtureOfExperts], data: Splits
+) -> Buildable:
+    if isinstance(config.model, DualConfig):
+        return DualModel(models["standard half"], models["robust half"], config.model.alpha, mix=config.model.mix)
+    assert isinstance(config.model, AssembledConfig)
+    experts = [single_network(name, runs[name], model) for name, model in models.items()]
+    return assemble(config.model, experts, data, config.run_seed)
 
 
 def require_finished(run: Path, what: str = "") -> None:

@@ -1,0 +1,101 @@
+"""The quickstart as a user runs it, and what its numbers must be if attacks and reports are right."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import phalanx as px
+from phalanx.report import Page, build_page, to_json
+from phalanx.training import Silent
+from phalanx.workflow import default_workers, make_study, plan
+
+pytestmark = pytest.mark.slow
+
+ALPHAS = ("0.5", "0.6", "0.7", "0.8", "0.9", "1.0")
+
+
+class _Quiet(Silent):
+    """No bars."""
+
+    def __init__(self, title: str) -> None:
+        del title
+
+    def __enter__(self) -> _Quiet:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to close."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> Page:
+    work = plan("quickstart")
+    rows = make_study(work, folder, _Quiet, workers=default_workers(work))
+    return build_page(work.title, work.description, rows, "phalanx run quickstart")
+
+
+@pytest.fixture(scope="module")
+def rows(page: Page) -> dict[str, dict[str, Any]]:
+    return {row["label"]: row for row in to_json(page)["rows"]}
+
+
+def _held(row: dict[str, Any], column: str) -> int:
+    return int(row["columns"][column]["held"])
+
+
+def test_standard_training_falls_and_adversarial_training_does_not(rows: dict[str, dict[str, Any]]) -> None:
+    st, at = rows["ST"]["columns"]["worst"], rows["AT"]["columns"]["worst"]
+    assert st["accuracy"] <= 0.05 and at["accuracy"] >= 0.25
+    assert st["interval"][1] < at["interval"][0]
+    assert rows["AT, single network"]["columns"]["worst"]["accuracy"] >= 0.25
+
+
+def test_no_component_is_below_the_worst_case(rows: dict[str, dict[str, Any]]) -> None:
+    for row in rows.values():
+        worst = _held(row, "worst")
+        assert all(worst <= rate["held"] for rate in row["columns"].values() if rate is not None)
+        assert all(worst <= attack["held"] for attack in row["attacks"])
+
+
+def test_all_of_the_weight_on_the_robust_half_is_the_robust_half(rows: dict[str, dict[str, Any]]) -> None:
+    alone = {attack["label"]: attack["held"] for attack in rows["RT-ER"]["attacks"]}
+    joined = {attack["label"]: attack["held"] for attack in rows["dual, alpha 1.0"]["attacks"]}
+    # steering reads the standard half's route too, which decides nothing here
+    shared = [name for name in alone if not name.startswith("steer")]
+    assert len(shared) >= 6 and {name: joined[name] for name in shared} == {name: alone[name] for name in shared}
+    assert rows["dual, alpha 1.0"]["clean"]["held"] == rows["RT-ER"]["clean"]["held"]
+
+
+def test_half_of_the_weight_protects_hardly_more_than_none(rows: dict[str, dict[str, Any]]) -> None:
+    half, standard = (rows[name]["columns"]["worst"]["accuracy"] for name in ("dual, alpha 0.5", "ST"))
+    assert half <= standard + 0.1
+
+
+def test_more_weight_on_the_robust_half_is_not_less_robust(rows: dict[str, dict[str, Any]]) -> None:
+    worst = [rows[f"dual, alpha {alpha}"]["columns"]["worst"] for alpha in ALPHAS]
+    for less, more in itertools.pairwise(worst):
+        assert more["interval"][1] > less["accuracy"]
+    assert worst[-1]["accuracy"] > worst[0]["interval"][1]
+
+
+def test_a_stronger_attack_leaves_no_more(folder: Path, page: Page) -> None:
+    del page
+    model, images = px.load(folder / "at"), px.load_data("digits").test
+
+    def robust(protocol: str, eps: str | float) -> float:
+        return px.evaluate(model, images, protocol=protocol, eps=eps, batch_size=256).robust_acc
+
+    steps = [robust(f"pgd-{count}", "3/16") for count in (1, 5, 20, 50)]
+    assert steps == sorted(steps, reverse=True)
+    assert robust("pgd-20x5", "3/16") <= robust("pgd-20", "3/16")
+    radii = [robust("pgd-20", eps) for eps in (0, "1/16", "3/16", "5/16", 0.5)]
+    assert radii == sorted(radii, reverse=True) and radii[-1] <= 0.01
