@@ -136,12 +136,13 @@ def protocol(name: str, threat: ThreatModel, *, halves: bool = False) -> Protoco
     Raises InputError naming the part that is not understood, and where every member stands aside: reproductions, and
     attacks outside the threat.
     """
-    attacks: dict[str, Attack] = {}
-    for part in itertools.chain.from_iterable(_expanded(part.strip(), halves) for part in name.split(",")):
-        attack = _attack(part, threat)
-        if part in attacks:
+    written = [part.strip() for part in name.split(",")]
+    for part in written:
+        if written.count(part) > 1:
             raise InputError(f"protocol names {part!r} twice; once is enough")
-        attacks[part] = attack
+    # two names for several attacks may share some
+    parts = dict.fromkeys(itertools.chain.from_iterable(_expanded(part, halves) for part in written))
+    attacks = {part: _attack(part, threat) for part in parts}
     if all(attack.reproduction for attack in attacks.values()):
         raise InputError(
             f"protocol {name!r} holds reproductions of published attacks only, which says nothing about robustness; "
