@@ -222,7 +222,7 @@ def evaluate(
     )
     view = None if standard is None else _dual_view(standard, run, alpha or "picked")
     folder = evaluation_folder(run, settings, view)
-    with ConsoleReporter(f"{run.name} {settings.protocol}") as reporter:
+    with ConsoleReporter(run.name) as reporter:
         if view is None:
             evaluate_run(run, folder, settings, reporter)
         else:
@@ -251,7 +251,11 @@ def _summary_text(summary: Summary, threat: str) -> str:
         return f"{name:<24} {accuracy:6.1%}  [{interval[0]:.1%}, {interval[1]:.1%}]  n = {n}"
 
     lines = [line("clean", summary.clean_accuracy, summary.clean_interval, summary.n)]
-    lines += [line(f"{a.attack} ({threat})", a.accuracy, a.interval, a.n) for a in summary.attacks]
+    # a name with a radius of its own says it
+    lines += [
+        line(a.attack if ":" in a.attack else f"{a.attack} ({threat})", a.accuracy, a.interval, a.n)
+        for a in summary.attacks
+    ]
     lines.append(line("worst case per image", summary.robust_accuracy, summary.robust_interval, summary.n))
     return "\n".join(lines)
 

@@ -124,7 +124,7 @@ def test_keep_is_a_share(keep: float) -> None:
 def test_mistakes() -> None:
     with pytest.raises(InputError, match="got objective 'cross_entropy'; set objective='margin'"):
         pick_alpha(Pixel(), images([12]), PGD(eps=0.1))
-    with pytest.raises(InputError, match=r"no images to pick alpha on; raise data\.val_fraction"):
+    with pytest.raises(InputError, match=r"no images to pick on; raise data\.val_fraction"):
         pick_alpha(Pixel(), images([12]).select([]), ATTACK)
 
 

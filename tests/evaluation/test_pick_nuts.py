@@ -219,7 +219,7 @@ def test_mistakes() -> None:
         pick_nuts(Pixel(), data, PGD(eps=0.1))
     with pytest.raises(InputError, match=r"keep must be in \(0, 1\], the share of robust answers to keep, got nan"):
         pick_nuts(Pixel(), data, attack, keep=math.nan)
-    with pytest.raises(InputError, match=r"no images to pick a map on; raise data\.val_fraction"):
+    with pytest.raises(InputError, match=r"no images to pick on; raise data\.val_fraction"):
         pick_nuts(Pixel(), data.select([]), attack)
     with pytest.raises(InputError, match=r"answers none of 2 images correctly under attack, .* smaller eps"):
         pick_nuts(Pixel(), images([9, 14], [1, 0]), PGD(eps="2/16", objective="margin"))

@@ -64,6 +64,19 @@ def pick_alpha(
     Where no image withstands the attack there is nothing to keep: n is 0 and alpha 1, the robust half alone.
     Raises InputError for another objective, a bad `keep`, or no images.
     """
+    check_picking(images, attack, keep)
+    device = next((p.device for p in robust.parameters()), torch.device("cpu"))
+    batches = images.batches(batch_size, device)
+    margins_N = torch.cat([_held_margins(robust, batch, attack, seed) for batch in batches]).sort().values
+    n = len(margins_N)
+    if not n:
+        return AlphaChoice(1.0, 0.0, 0)
+    quantile = kept_quantile(margins_N, keep)
+    return AlphaChoice(1 / (1 + quantile), quantile, n)
+
+
+def check_picking(images: ImageSet, attack: Attack, keep: float) -> None:
+    """Raises InputError unless margins can be searched for on `images`, and a share `keep` of them kept."""
     if attack.objective not in _MARGIN_SEEKING:
         raise InputError(
             f"the attack must seek the smallest margin, got objective {attack.objective!r}; set objective='margin'"
@@ -71,17 +84,13 @@ def pick_alpha(
     if not 0 < keep <= 1:
         raise InputError(f"keep must be in (0, 1], the share of robust answers to keep, got {keep}")
     if not len(images):
-        raise InputError("there are no images to pick alpha on; raise data.val_fraction")
-    device = next((p.device for p in robust.parameters()), torch.device("cpu"))
-    batches = images.batches(batch_size, device)
-    margins_N = torch.cat([_held_margins(robust, batch, attack, seed) for batch in batches]).sort().values
-    n = len(margins_N)
-    if not n:
-        return AlphaChoice(1.0, 0.0, 0)
+        raise InputError("there are no images to pick on; raise data.val_fraction")
+
+
+def kept_quantile(margins_N: Tensor, keep: float) -> float:
+    """The largest of N >= 1 margins, sorted upwards, that at least the share `keep` of them reach."""
     # exact: in floating point (1 - 0.9) * 10 is less than 1
-    below = math.floor((1 - Fraction(str(keep))) * n)
-    quantile = float(margins_N[below])
-    return AlphaChoice(1 / (1 + quantile), quantile, n)
+    return float(margins_N[math.floor((1 - Fraction(str(keep))) * len(margins_N))])
 
 
 def _held_margins(robust: nn.Module, batch: Batch, attack: Attack, seed: int) -> Tensor:

@@ -61,7 +61,7 @@ class GateAnalysis:
     experts: int
     top_k: int
     load_clean: tuple[float, ...]
-    """(E,) each expert's share of the assignments; sums to 1."""
+    """(E,) each expert's share of the assignments, or its mean weight where all are selected; sums to 1."""
     load_attacked: tuple[float, ...]
     entropy_clean: float | None
     """Mean over the images of the entropy in nats of softmax(scores), without those whose scores are not finite; None

@@ -5,9 +5,7 @@
 from __future__ import annotations
 
 import itertools
-import math
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import NamedTuple
 
 import torch
@@ -16,12 +14,10 @@ from torch import Tensor, nn
 from phalanx.attacks import Attack
 from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
-from phalanx.evaluation.alpha import probability_margins
+from phalanx.evaluation.alpha import check_picking, kept_quantile, probability_margins
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng
 from phalanx.routing import LogitMap, normalised, routed
-
-_MARGIN_SEEKING = ("margin", "steer")
 
 _RESOLVED = 1e-6
 """A margin nearer than this to 0 or 1 is lost when log-probabilities are rounded to float32."""
@@ -131,14 +127,7 @@ def pick_nuts(
     Raises InputError for another objective, a bad `keep`, no images, no image that withstands the attack, or a grid of
     which every map turns answers that should be kept.
     """
-    if attack.objective not in _MARGIN_SEEKING:
-        raise InputError(
-            f"the attack must seek the smallest margin, got objective {attack.objective!r}; set objective='margin'"
-        )
-    if not 0 < keep <= 1:
-        raise InputError(f"keep must be in (0, 1], the share of robust answers to keep, got {keep}")
-    if not len(images):
-        raise InputError("there are no images to pick a map on; raise data.val_fraction")
+    check_picking(images, attack, keep)
     device = next((p.device for p in robust.parameters()), torch.device("cpu"))
     batches = [_seen(robust, batch, attack, seed) for batch in images.batches(batch_size, device)]
     seen = _Seen(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
@@ -171,8 +160,7 @@ def _seen(robust: nn.Module, batch: Batch, attack: Attack, seed: int) -> _Seen:
 def _tried(found: LogitMap, seen: _Seen, keep: float) -> NutsChoice:
     margins = [probability_margins(found.stretched(part), seen.y_N) for part in (seen.clean_NC, seen.attacked_NC)]
     margins_N = torch.minimum(*margins).sort().values
-    # exact: in floating point (1 - 0.9) * 10 is less than 1
-    quantile = float(margins_N[math.floor((1 - Fraction(str(keep))) * len(margins_N))])
+    quantile = kept_quantile(margins_N, keep)
     wrong = len(seen.wrong_MC)
     first_M, second_M = found.stretched(seen.wrong_MC).softmax(-1).topk(2).values.unbind(-1)
     out_of_reach = float((first_M - second_M >= quantile).double().mean()) if wrong else 0.0

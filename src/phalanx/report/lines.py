@@ -61,8 +61,8 @@ def legend(page: Page) -> Iterator[tuple[str, str]]:
 
 def remarks(page: Page) -> Iterator[str]:
     """What holds for every line of the first table, in sentences."""
-    threats = listed(list(dict.fromkeys(attack.threat for attack in page.attacks)))
-    within = f", within {threats}; an attack's name says its steps" if threats else ""
+    threats = listed(list(dict.fromkeys(f"{row.measurement['norm']} {row.measurement['eps']}" for row in page.rows)))
+    within = f", within {threats}; an attack's name says its steps" if page.attacks else ""
     yield (
         f"In percent of all images ({_sizes(page)}){within}. Every perturbation is judged on the whole real model; in "
         "brackets the 95 % Wilson interval."

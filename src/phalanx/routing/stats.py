@@ -21,8 +21,14 @@ def _share(leaf: Route) -> Tensor:
 
 
 def load_per_expert(tree: RouteTree) -> list[Tensor]:
-    """For each leaf (E,): the share of assignments each expert got; sums to 1."""
-    return [_share(leaf) for leaf in leaves(tree)]
+    """For each leaf (E,): the share of assignments each expert got, or of a gate that selects them all the mean weight;
+    sums to 1."""
+    return [_mean_weight(leaf) if leaf.experts.shape[1] == leaf.num_experts else _share(leaf) for leaf in leaves(tree)]
+
+
+def _mean_weight(leaf: Route) -> Tensor:
+    weights_BE = torch.zeros_like(leaf.scores, dtype=leaf.weights.dtype).scatter(-1, leaf.experts, leaf.weights)
+    return (weights_BE / weights_BE.sum(-1, keepdim=True)).mean(0)
 
 
 def gate_entropy(tree: RouteTree) -> Tensor:

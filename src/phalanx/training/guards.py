@@ -44,6 +44,9 @@ def diverged(step: int, loss: float, model: nn.Module, logs: Mapping[str, Tensor
     )
 
 
+_FREEZE = "declare it frozen (model.router.train=false, or model.train_experts=false for the experts)"
+
+
 class GradientWatch:
     """Counts, per player, the updates in a row that gave no gradient at all."""
 
@@ -60,14 +63,14 @@ class GradientWatch:
             if norm is None:
                 raise NoGradientError(
                     f"step {step}: {player} gets no gradient (None for every parameter), so it would stay at its "
-                    "initial weights; give it a path to the loss, or declare it frozen (model.router.train=false)"
+                    f"initial weights; give it a path to the loss, or {_FREEZE}"
                 )
             silent = self.silent.get(player, 0) + 1 if norm == 0 else 0
             self.silent[player] = silent
             if silent >= SILENT_STEPS:
                 raise NoGradientError(
                     f"step {step}: the gradient of {player} has been exactly zero for {SILENT_STEPS} updates; "
-                    "give it a path to the loss, or declare it frozen (model.router.train=false)"
+                    f"give it a path to the loss, or {_FREEZE}"
                 )
 
 

@@ -228,7 +228,7 @@ def _nodes(
         )
         yield node(
             row + EVALUATION_SUFFIX,
-            f"{row} {measured.evaluation.protocol}",
+            row,
             (row,) if view is None else plan.needs(row),
             evaluation_record(measured.evaluation, measured.threat, measured.seed, view),
             job,
