@@ -7,28 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from quiet import check_worst_is_below_every_component, made, rows_of
 
 import phalanx as px
-from phalanx.report import Page, build_page, to_json
-from phalanx.training import Silent
-from phalanx.workflow import default_workers, make_study, plan
+from phalanx.report import Page
+from phalanx.workflow import plan
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ALPHAS = ("0.5", "0.6", "0.7", "0.8", "0.9", "1.0")
-
-
-class _Quiet(Silent):
-    """No bars."""
-
-    def __init__(self, title: str) -> None:
-        del title
-
-    def __enter__(self) -> _Quiet:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing to close."""
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +25,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page(folder: Path) -> Page:
-    work = plan("quickstart")
-    rows = make_study(work, folder, _Quiet, workers=default_workers(work))
-    return build_page(work.title, work.description, rows, "phalanx run quickstart")
+    return made(plan("quickstart"), folder)
 
 
 @pytest.fixture(scope="module")
 def rows(page: Page) -> dict[str, dict[str, Any]]:
-    return {row["label"]: row for row in to_json(page)["rows"]}
-
-
-def _held(row: dict[str, Any], column: str) -> int:
-    return int(row["columns"][column]["held"])
+    return rows_of(page)
 
 
 def test_standard_training_falls_and_adversarial_training_does_not(rows: dict[str, dict[str, Any]]) -> None:
@@ -60,10 +41,7 @@ def test_standard_training_falls_and_adversarial_training_does_not(rows: dict[st
 
 
 def test_no_component_is_below_the_worst_case(rows: dict[str, dict[str, Any]]) -> None:
-    for row in rows.values():
-        worst = _held(row, "worst")
-        assert all(worst <= rate["held"] for rate in row["columns"].values() if rate is not None)
-        assert all(worst <= attack["held"] for attack in row["attacks"])
+    check_worst_is_below_every_component(rows)
 
 
 def test_all_of_the_weight_on_the_robust_half_is_the_robust_half(rows: dict[str, dict[str, Any]]) -> None:
