@@ -81,11 +81,6 @@ class MixtureConfig:
 Mix = Literal["probabilities", "logits"]
 
 
-def _check_halves(standard: str, robust: str) -> None:
-    if standard == robust:
-        raise ValueError(f"standard and robust must be two runs, got {standard!r} twice")
-
-
 def _check_keep(keep: float) -> None:
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be in (0, 1], the share of robust answers to keep, got {keep}")
@@ -97,27 +92,37 @@ def _check_alpha(alpha: float) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualConfig:
-    """A dual model to be trained on: two finished runs, a standard and a robust one, mixed (see `DualModel`)."""
+class _TwoHalves:
+    """What every model of a standard and a robust half says."""
 
-    name: Literal["dual"] = "dual"
     standard: str
     """The standard half: a finished run's folder or, in a study, the name of one of its runs."""
     robust: str
     """The robust half, likewise."""
+
+    def __post_init__(self) -> None:
+        if self.standard == self.robust:
+            raise ValueError(f"standard and robust must be two runs, got {self.standard!r} twice")
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The runs it joins, by what they become; of a view the last one says how it is measured."""
+        return {"standard": self.standard, "robust": self.robust}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualConfig(_TwoHalves):
+    """A dual model to be trained on: two finished runs, a standard and a robust one, mixed (see `DualModel`)."""
+
+    name: Literal["dual"] = "dual"
     alpha: float = 0.7
     """Weight of the robust half, in [0, 1]; 1/2 and less protects nothing."""
     mix: Mix = "probabilities"
     """What is mixed; "logits" only to reproduce released code."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_alpha(self.alpha)
-        _check_halves(self.standard, self.robust)
-
-    @property
-    def made_of(self) -> Mapping[str, str]:
-        """The runs it starts from, by what they become."""
-        return {"standard": self.standard, "robust": self.robust}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,14 +282,10 @@ class StudyRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualView:
+class DualView(_TwoHalves):
     """The dual model of two runs."""
 
     name: Literal["dual"] = "dual"
-    standard: str
-    """The standard half: a run of the study."""
-    robust: str
-    """The robust half: a run of the study."""
     alpha: float | Literal["picked"] = "picked"
     """Weight of the robust half, in [0, 1]; "picked" takes the smallest one at which the dual model must keep the share
     `keep` of what its robust half holds on the validation split (see `pick_alpha`)."""
@@ -298,13 +299,8 @@ class DualView:
     def __post_init__(self) -> None:
         if self.alpha != "picked":
             _check_alpha(self.alpha)
+        super().__post_init__()
         _check_keep(self.keep)
-        _check_halves(self.standard, self.robust)
-
-    @property
-    def made_of(self) -> Mapping[str, str]:
-        """The runs it joins, by what they become; the last one says how it is measured."""
-        return {"standard": self.standard, "robust": self.robust}
 
     @property
     def title(self) -> str:
@@ -313,28 +309,19 @@ class DualView:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NutsView:
+class NutsView(_TwoHalves):
     """MixedNUTS of two runs: the robust half's logits mapped and mixed with the standard half's bare choice; the map
     and alpha are searched for on the validation split (see `MixedNUTS`)."""
 
     name: Literal["mixed_nuts"] = "mixed_nuts"
-    standard: str
-    """The standard half: a run of the study."""
-    robust: str
-    """The robust half: a run of the study."""
     keep: float = 0.985
     """Share of the robust half's answers to keep."""
     label: str = ""
     """The row's name; by default "MixedNUTS"."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _check_keep(self.keep)
-        _check_halves(self.standard, self.robust)
-
-    @property
-    def made_of(self) -> Mapping[str, str]:
-        """The runs it joins, by what they become; the last one says how it is measured."""
-        return {"standard": self.standard, "robust": self.robust}
 
     @property
     def title(self) -> str:
