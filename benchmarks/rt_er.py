@@ -32,7 +32,7 @@ from phalanx.threat import ThreatModel
 EXPERTS = 4
 THREAT = ThreatModel("Linf", "8/255")
 STEPS = 10
-STEERING_STEPS = 50
+STEERING_STEPS = 10
 BETA = 6.0
 LEARNING_RATE = 1e-4
 
@@ -190,7 +190,7 @@ def measure(
         bars=[
             Bar("time of an RT-ER step image by image, relative to ours", faster.median, SPEED_LIMIT, False),
             Bar(
-                f"time of a JTDMoE step relative to RT-ER's, over the {counted:g} counted",
+                f"time of a JTDMoE step relative to RT-ER's, over the {counted:.2f} counted",
                 round(jtdmoe.median / counted, 3),
                 OVERHEAD_LIMIT,
                 True,

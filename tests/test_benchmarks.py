@@ -287,7 +287,7 @@ def test_both_soft_attacks_take_every_step(scripts: SimpleNamespace) -> None:
 # -- what is committed ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dispatch", "pgd"])
+@pytest.mark.parametrize("name", ["dispatch", "pgd", "rt_er", "soft"])
 def test_a_committed_record_has_the_shape_and_names_no_place(name: str) -> None:
     text = (FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8")
     check_shape(json.loads(text))

@@ -185,7 +185,7 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     protocol: Annotated[
         str | None,
-        typer.Option(help="Attacks joined by commas: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS. [default: the recipe's]"),
+        typer.Option(help="Attacks joined by commas, such as pgd-50 or routing-50, every surface. [default: the recipe's]"),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
     weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",

@@ -206,7 +206,7 @@ class EvaluationConfig:
     """What is measured on the test split afterwards."""
 
     protocol: str = "pgd-50"
-    """Attacks joined by commas: fgsm, pgd-STEPS, pgd-STEPSxRESTARTS, each with -margin if wanted."""
+    """Attacks joined by commas, such as "fgsm,pgd-50x5" or "routing-50", every surface that the model has."""
     n: int | None = None
     """Images used, the split's first; None for all."""
     weights: Literal["best", "last"] = "best"
