@@ -185,7 +185,9 @@ def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
     protocol: Annotated[
         str | None,
-        typer.Option(help="Attacks joined by commas, such as pgd-50 or routing-50, every surface. [default: the recipe's]"),
+        typer.Option(
+            help="Attacks joined by commas, such as pgd-50 or routing-50 (all surfaces). [default: the recipe's]"
+        ),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
     weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",
@@ -286,7 +288,7 @@ def recipes_list() -> None:
 
     for name, path in shipped_recipes().items():
         first = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-        typer.echo(f"{name:<16} {first}")
+        typer.echo(f"{name:<20} {first}")
 
 
 @recipes_app.command("show")

@@ -26,11 +26,12 @@ def test_an_undefended_network_keeps_nothing(rows: dict[str, dict[str, Any]]) ->
     assert rows["ST, single network"]["columns"]["RA"]["accuracy"] <= 0.03
 
 
-def test_more_steps_and_larger_radii_leave_no_more(rows: dict[str, dict[str, Any]]) -> None:
+def test_more_steps_leave_no_more(rows: dict[str, dict[str, Any]]) -> None:
     for row in rows.values():
         named = {attack["label"]: attack["held"] for attack in row["attacks"]}
-        steps = [named[f"pgd-{count}"] for count in (10, 20, 30, 40, 50)]
-        assert steps == sorted(steps, reverse=True), row["label"]
+        # each has random starts of its own: a hundredth of the images is chance
+        assert named["pgd-50"] <= named["pgd-10"] + 0.01 * row["n"], row["label"]
+        assert named["pgd-100x3"] <= min(named[f"pgd-{count}"] for count in (10, 20, 30, 40, 50)) + 0.01 * row["n"]
 
 
 def test_every_defence_beats_none(rows: dict[str, dict[str, Any]]) -> None:
