@@ -7,6 +7,7 @@ variants within one round, with the smallest and the largest beside it.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -119,6 +120,19 @@ def write_record(record: Record, folder: Path = RESULTS) -> Path:
         before, rest = text.split(TABLE_START)
         README.write_text(before + TABLE_START + results_table() + rest[rest.index(TABLE_END) :], encoding="utf-8")
     return path
+
+
+def from_command_line(doc: str | None, measure: Callable[..., Record], *, width: int, batch: int, rounds: int) -> None:
+    """Runs `measure(width, batch=, rounds=, device=)` on one thread, with these defaults, and writes its record."""
+    parser = argparse.ArgumentParser(description=doc)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--width", type=int, default=width)
+    parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    write_record(measure(chosen.width, batch=chosen.batch, rounds=chosen.rounds, device=chosen.device), chosen.out)
 
 
 def bar_rows(record: Mapping[str, Any]) -> list[str]:

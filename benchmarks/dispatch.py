@@ -7,15 +7,13 @@ Run: python benchmarks/dispatch.py [--rounds N] [--batch B] [--device cuda]
 
 from __future__ import annotations
 
-import argparse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import RESULTS, Bar, Record, Spread, interleaved, ratio, write_record
+from common import Bar, Record, Spread, from_command_line, interleaved, ratio
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -209,18 +207,5 @@ def measure(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    record = measure(arguments.width, batch=arguments.batch, rounds=arguments.rounds, device=arguments.device)
-    write_record(record, arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    from_command_line(__doc__, measure, width=64, batch=BATCH, rounds=9)

@@ -8,14 +8,12 @@ Run: python benchmarks/rt_er.py [--width W] [--batch B] [--rounds N] [--device c
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from common import RESULTS, Bar, Record, interleaved, ratio, write_record
+from common import Bar, Record, from_command_line, interleaved, ratio
 from dispatch import SHAPE, images, one_by_one
 from torch import Tensor, nn
 
@@ -200,17 +198,5 @@ def measure(
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    write_record(measure(arguments.width, arguments.batch, arguments.rounds, arguments.device), arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    from_command_line(__doc__, measure, width=64, batch=32, rounds=3)

@@ -7,13 +7,11 @@ Run: python benchmarks/soft.py [--width W] [--batch B] [--rounds N] [--device cu
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import torch
-from common import RESULTS, Bar, Record, Spread, interleaved, ratio, write_record
+from common import Bar, Record, Spread, from_command_line, interleaved, ratio
 from dispatch import PASSES, SHAPE, backbones, images, input_gradient
 from torch import Tensor, nn
 
@@ -142,17 +140,5 @@ def measure(width: int = 16, batch: int = 64, rounds: int = 9, device: str = "cp
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    write_record(measure(arguments.width, arguments.batch, arguments.rounds, arguments.device), arguments.out)
-
-
 if __name__ == "__main__":
-    main()
+    from_command_line(__doc__, measure, width=16, batch=64, rounds=9)

@@ -23,7 +23,7 @@ from phalanx.data import DataConfig
 from phalanx.errors import CorruptError, InputError, Interrupted, LockedError
 from phalanx.evaluation import Evaluation
 from phalanx.evaluation.evaluate import model_sha256
-from phalanx.models import join, load, read_description, save_description
+from phalanx.models import load, load_mixtures, read_description, save_description
 from phalanx.routing import DualModel
 from phalanx.runs import Ledger, RunFolder
 from phalanx.runs.atomic import render_json
@@ -477,7 +477,7 @@ def test_halves_that_cannot_be_joined(
 ) -> None:
     _, folder, _ = study
     with pytest.raises(InputError, match=r"the standard half, .*joint, is a DualModel; join mixtures"):
-        join(folder / "joint", folder / "at", 0.7)
+        load_mixtures({"standard half": folder / "joint", "robust half": folder / "at"})
     joint = plan(str(folder.parent / "joined.yaml"), TINY).runs["joint"]
     halves = {"st": folder / "st", "at": folder / "at"}
     with pytest.raises(InputError, match="model: the standard half: nowhere does not exist; check the name"):
@@ -497,7 +497,7 @@ def test_halves_that_cannot_be_joined(
             InputError,
             match="the standard half and the robust half do not fit together: ",
         ):
-            join(folder / "st", other, 0.7)
+            load_mixtures({"standard half": folder / "st", "robust half": other})
 
 
 def test_a_joint_run_is_not_continued_from_other_halves(

@@ -25,7 +25,6 @@ from phalanx.routing import (
     UniformRouter,
     build_router,
 )
-from phalanx.routing.dual import Mix
 from phalanx.runs.atomic import render_json
 from phalanx.runs.checkpoint import load_tensors
 from phalanx.runs.sidecar import read_protected, write_protected
@@ -88,16 +87,6 @@ def _expert(name: str, options: Mapping[str, Any], data: Splits) -> nn.Module:
 def _router(config: RouterConfig, data: Splits, num_experts: int) -> nn.Module:
     hidden = {} if config.hidden is None else {"hidden": list(config.hidden)}
     return build_router(config.name, data.shape, num_experts, mean=list(data.mean), std=list(data.std), **hidden)
-
-
-def join(standard: Path, robust: Path, alpha: float, mix: Mix = "probabilities") -> DualModel:
-    """The dual model of two runs' deployed models, on the CPU, in evaluation mode.
-
-    Raises InputError unless both are mixtures trained for the same classes, image shape and normalisation; CorruptError
-    if a file does not match its sha256.
-    """
-    halves = load_mixtures({"standard half": standard, "robust half": robust})
-    return DualModel(halves["standard half"], halves["robust half"], alpha, mix=mix).eval()
 
 
 def load_mixtures(runs: Mapping[str, Path]) -> dict[str, MixtureOfExperts]:

@@ -189,7 +189,7 @@ class ExpertRobustness(Stateless, ABC):
             gate = model.gate(x)
         if not (isinstance(gate, Route) and gate.experts.shape[1] == 1):
             return None
-        routes = self._routes(model, x, x)
+        routes = self._regularised(gate)
         free = Route(gate.scores, torch.full_like(gate.experts, UNDECIDED), gate.weights)
         times = 1 + len(routes)
         found = self._held("held").search(
@@ -222,8 +222,12 @@ class ExpertRobustness(Stateless, ABC):
             route = model.gate(x_adv if self.choices.chosen_on == "adversarial" else x)
         if not isinstance(route, Route):
             raise self._several_gates()
+        return self._regularised(route)
+
+    def _regularised(self, route: Route) -> list[Route]:
+        """The same from the gate's route."""
         if self.choices.regularised == "all":
-            experts_BR = torch.arange(route.num_experts, device=x.device).expand_as(route.scores)
+            experts_BR = torch.arange(route.num_experts, device=route.scores.device).expand_as(route.scores)
         else:
             self._check_idle(route.experts.shape[1], route.num_experts)
             experts_BR = _idle_experts(route)

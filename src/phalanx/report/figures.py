@@ -180,12 +180,16 @@ def tradeoff_plot(name: str, page: Page, tradeoff: Tradeoff) -> Plot:
 
 
 def _by_alpha(name: str, color: int, rows: Sequence[Row], rate: Callable[[Row], Rate | None]) -> Series:
-    points = [(row.alpha or 0.0, found) for row in rows if (found := rate(row)) is not None]
-    limits = [found.interval for _, found in points]
+    return banded(name, [(row.alpha or 0.0, found) for row in rows if (found := rate(row)) is not None], color)
+
+
+def banded(name: str, points: Sequence[tuple[float, Rate]], color: int) -> Series:
+    """A line through shares, in percent, and the band of their intervals."""
+    limits = [rate.interval for _, rate in points]
     return Series(
         name,
-        [alpha for alpha, _ in points],
-        [100 * found.share for _, found in points],
+        [value for value, _ in points],
+        [100 * rate.share for _, rate in points],
         color,
         low=[100 * low for low, _ in limits],
         high=[100 * high for _, high in limits],

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from phalanx.report.figures import Plot
+from phalanx.report.figures import Plot, banded
 from phalanx.report.page import Attack, Page, Row, Sweep, Swept
 from phalanx.report.plots import Series, line_plot
 from phalanx.report.rate import Rate
@@ -101,15 +101,7 @@ def sweep_plot(name: str, page: Page, sweep: Sweep) -> Plot:
 
 def _line(sweep: Sweep, label: str, row: int) -> Series:
     points = [(value, rate) for value, rates in zip(sweep.values, sweep.rates, strict=True) if (rate := rates[row])]
-    limits = [rate.interval for _, rate in points]
-    return Series(
-        label,
-        [value for value, _ in points],
-        [100 * rate.share for _, rate in points],
-        row,
-        low=[100 * low for low, _ in limits],
-        high=[100 * high for _, high in limits],
-    )
+    return banded(label, points, row)
 
 
 def _across(sweep: Sweep) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.nn import record, spec_of
-from phalanx.routing.route import Routed, RoutedModel, RouteTree
+from phalanx.routing.route import Routed, RoutedModel, RouteTree, require_routed
 
 Mix = Literal["probabilities", "logits"]
 
@@ -58,8 +58,8 @@ class DualModel(nn.Module):
             raise ValueError(f"mix must be one of {', '.join(get_args(Mix))}, got {mix!r}")
         if {id(p) for p in standard.parameters()} & {id(p) for p in robust.parameters()}:
             raise ValueError("standard and robust must not share parameters, got some in both; copy one of them")
-        self.standard = _half("standard", standard)
-        self.robust = _half("robust", robust)
+        self.standard = require_routed("standard", standard)
+        self.robust = require_routed("robust", robust)
         self._alpha = float(alpha)
         self._mix = mix
         specs = spec_of(standard), spec_of(robust)
@@ -122,15 +122,6 @@ class DualModel(nn.Module):
         """Each half's players under its name: "standard.experts", "standard.router", "robust.experts", ..."""
         halves = {"standard": self.standard, "robust": self.robust}
         return {f"{half}.{name}": list(own) for half, model in halves.items() for name, own in model.players().items()}
-
-
-def _half(name: str, model: nn.Module) -> RoutedModel:
-    if not isinstance(model, RoutedModel):
-        raise TypeError(
-            f"{name} must be a routed model, got {type(model).__name__}; "
-            "wrap a single network: MixtureOfExperts(None, [network])"
-        )
-    return model
 
 
 def _pass(half: RoutedModel, x: Tensor, route: RouteTree | None, *, counts: bool) -> tuple[Tensor | None, RouteTree]:

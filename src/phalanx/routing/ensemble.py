@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from phalanx.nn import record, spec_of
 from phalanx.routing.dual import Mix
-from phalanx.routing.route import Routed, RoutedModel, RouteTree
+from phalanx.routing.route import Routed, RoutedModel, RouteTree, require_routed
 
 
 class Ensemble(nn.Module):
@@ -38,11 +38,7 @@ class Ensemble(nn.Module):
         if mix not in get_args(Mix):
             raise ValueError(f"mix must be one of {', '.join(get_args(Mix))}, got {mix!r}")
         for number, member in enumerate(members):
-            if not isinstance(member, RoutedModel):
-                raise TypeError(
-                    f"member {number} must be a routed model, got {type(member).__name__}; "
-                    "wrap a single network: MixtureOfExperts(None, [network])"
-                )
+            require_routed(f"member {number}", member)
         own = [{id(p) for p in member.parameters()} for member in members]
         if len(set().union(*own)) < sum(len(ids) for ids in own):
             raise ValueError("members must not share parameters, got some in two of them; train each anew")

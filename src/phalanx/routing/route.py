@@ -52,6 +52,16 @@ class RoutedModel(Protocol):
     def players(self) -> Mapping[str, Sequence[nn.Parameter]]: ...
 
 
+def require_routed(name: str, model: nn.Module) -> RoutedModel:
+    """`model`, called `name`. Raises TypeError unless it is a routed model."""
+    if not isinstance(model, RoutedModel):
+        raise TypeError(
+            f"{name} must be a routed model, got {type(model).__name__}; "
+            "wrap a single network: MixtureOfExperts(None, [network])"
+        )
+    return model
+
+
 def routed(model: Callable[[Tensor], Any], x: Tensor) -> Routed:
     """Decide and compute in one pass; any callable images -> logits is a model without a route."""
     if isinstance(model, RoutedModel):
