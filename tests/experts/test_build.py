@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from expert_samples import LEAST, SMALL
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,8 +40,8 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.mark.parametrize("name", EXPERTS)
 @pytest.mark.parametrize(("size", "channels"), [(32, 3), (28, 1), (8, 1), (5, 2)])
 def test_pixels_in_logits_out(name: str, size: int, channels: int) -> None:
-    small: dict[str, Any] = {"hidden": [5]} if name == "mlp" else {"width": 4}
-    expert = build_expert(name, num_classes=7, image_size=size, channels=channels, **small)
+    size = max(size, LEAST[name])
+    expert = build_expert(name, num_classes=7, image_size=size, channels=channels, **SMALL[name])
     x = torch.rand(3, channels, size, size, requires_grad=True)
     out = expert(x)
     assert out.shape == (3, 7)
@@ -51,12 +52,12 @@ def test_pixels_in_logits_out(name: str, size: int, channels: int) -> None:
 
 @pytest.mark.parametrize("name", EXPERTS)
 def test_normalisation_comes_first(name: str) -> None:
-    expert = build_expert(name, num_classes=2, image_size=8, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0))
+    expert = build_expert(name, num_classes=2, image_size=16, mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 4.0), **SMALL[name])
     first = expert[0]
     assert isinstance(first, Normalize)
     torch.testing.assert_close(first.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     assert first.std.flatten().tolist() == [1.0, 2.0, 4.0]
-    default = build_expert(name, num_classes=2, image_size=8, channels=1)[0]
+    default = build_expert(name, num_classes=2, image_size=16, channels=1, **SMALL[name])[0]
     assert (float(default.mean), float(default.std)) == (0.5, 0.25)
 
 
@@ -98,9 +99,9 @@ def test_your_own_factory(own_module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("resnet19", {}, "expert must be one of mlp, resnet18, small_cnn or 'module:factory', got 'resnet19'"),
+        ("resnet19", {}, "'timm:MODEL' or 'module:factory', got 'resnet19'"),
         ("mlp", {"width": 3}, "expert 'mlp' has no option 'width'; it has hidden"),
-        ("resnet18", {"normalize": 1}, "expert 'resnet18' has no option 'normalize'; it has width"),
+        ("resnet18", {"normalize": 1}, "expert 'resnet18' has no option 'normalize'; it has scale, width"),
         ("no_such_module:f", {}, "cannot import module 'no_such_module'"),
         (":f", {}, "expert ':f' must be 'module:factory' with the module's full name"),
         (".near:f", {}, "expert '.near:f' must be 'module:factory' with the module's full name"),

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
 
 import pytest
 import torch
+from expert_samples import SMALL
 from torch import nn
 
 from phalanx.errors import InputError
@@ -13,17 +13,18 @@ from phalanx.experts import EXPERTS, TwoHeaded, build_expert
 from phalanx.models import build
 from phalanx.nn import fold_batchnorm, spec_of
 
+SIZE = 16
 
-def _backbone(name: str, size: int = 8) -> nn.Module:
-    small: dict[str, Any] = {"hidden": [5]} if name == "mlp" else {"width": 4}
+
+def _backbone(name: str) -> nn.Module:
     torch.manual_seed(0)
-    return build_expert(name, num_classes=7, image_size=size, channels=1, **small)
+    return build_expert(name, num_classes=7, image_size=SIZE, channels=1, **SMALL[name])
 
 
 @pytest.mark.parametrize("name", EXPERTS)
 def test_both_heads_read_the_same_features(name: str) -> None:
     backbone = _backbone(name).eval()
-    x = torch.rand(3, 1, 8, 8)
+    x = torch.rand(3, 1, SIZE, SIZE)
     expected = backbone(x)
     model = TwoHeaded(backbone).eval()
     logits, confidence = model.both(x)
@@ -40,7 +41,7 @@ def test_both_heads_read_the_same_features(name: str) -> None:
 @pytest.mark.parametrize("name", EXPERTS)
 def test_every_parameter_has_a_gradient(name: str) -> None:
     model = TwoHeaded(_backbone(name))
-    logits, confidence = model.both(torch.rand(9, 1, 8, 8))
+    logits, confidence = model.both(torch.rand(9, 1, SIZE, SIZE))
     (logits.square().sum() + confidence.sum()).backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
@@ -48,7 +49,7 @@ def test_every_parameter_has_a_gradient(name: str) -> None:
 def test_logits_alone_do_not_ask_the_confidence_head() -> None:
     model = TwoHeaded(_backbone("mlp"))
     model.confidence = nn.Identity()  # would answer with the features
-    model(torch.rand(2, 1, 8, 8)).sum().backward()
+    model(torch.rand(2, 1, SIZE, SIZE)).sum().backward()
 
 
 @pytest.mark.parametrize("name", EXPERTS)
@@ -59,7 +60,7 @@ def test_the_spec_rebuilds_both_heads(name: str) -> None:
     again = build(json.loads(json.dumps(spec.to_json()))).eval()
     assert isinstance(again, TwoHeaded) and spec_of(again) == spec
     again.load_state_dict(model.state_dict())
-    x = torch.rand(3, 1, 8, 8)
+    x = torch.rand(3, 1, SIZE, SIZE)
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(model.both(x), again.both(x), strict=True))
 
 
@@ -81,7 +82,7 @@ def test_batchnorm_can_be_folded() -> None:
     model = TwoHeaded(_backbone("small_cnn")).eval()
     folded = fold_batchnorm(model)
     assert isinstance(folded, TwoHeaded) and not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    x = torch.rand(3, 1, 8, 8)
+    x = torch.rand(3, 1, SIZE, SIZE)
     for ours, theirs in zip(folded.both(x), model.both(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 

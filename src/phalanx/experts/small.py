@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from phalanx.nn import ConvBN, Normalize
+from phalanx.experts.stems import stem_layers, stem_width
+from phalanx.nn import Chain, Layers, Normalize
+from phalanx.nn.routed import conv_norm
 
 
 def mlp(
@@ -26,19 +28,26 @@ def mlp(
     return nn.Sequential(*layers, nn.Linear(widths[-1], num_classes))
 
 
-def small_cnn(normalize: Normalize, *, num_classes: int, image_size: int, channels: int, width: int = 16) -> nn.Module:
+def small_cnn(
+    normalize: Normalize, *, num_classes: int, image_size: int, channels: int, layers: Layers, width: int = 16
+) -> nn.Module:
     """Three 3x3 convolutions (width, 2 width, 2 width; the last two stride 2), then a linear layer on the 4x4-at-most
-    feature map: positions are kept, which small images need."""
+    feature map: positions are kept, which small images need. The first convolution is the stem, never routed."""
     pooled = min(4, -(-image_size // 4))
-    return nn.Sequential(
+    stem, wide = stem_width(layers, width, scaled=True), layers.width(2 * width)
+    first = stem_layers("small", channels, stem)
+    layers.begin_block(stem)
+    second = conv_norm(layers, stem, wide, stride=2)
+    layers.begin_block(wide)
+    third = conv_norm(layers, wide, wide, stride=2)
+    return Chain(
         normalize,
-        ConvBN(channels, width),
+        *first,
+        second,
         nn.ReLU(),
-        ConvBN(width, 2 * width, stride=2),
-        nn.ReLU(),
-        ConvBN(2 * width, 2 * width, stride=2),
+        third,
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(pooled),
         nn.Flatten(),
-        nn.Linear(2 * width * pooled**2, num_classes),
+        nn.Linear(wide.kept * pooled**2, num_classes),
     )

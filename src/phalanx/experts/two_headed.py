@@ -7,7 +7,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from phalanx.errors import InputError
-from phalanx.nn import record, spec_of
+from phalanx.nn import layers_of, record, spec_of
 
 
 class TwoHeaded(nn.Module):
@@ -25,7 +25,7 @@ class TwoHeaded(nn.Module):
 
     def __init__(self, backbone: nn.Module) -> None:
         super().__init__()
-        *layers, classifier = _layers(backbone)
+        *layers, classifier = layers_of(backbone)
         if not isinstance(classifier, nn.Linear):
             raise InputError(
                 "a two-headed network needs a backbone that is an nn.Sequential ending in nn.Linear, its classifier, "
@@ -51,10 +51,3 @@ class TwoHeaded(nn.Module):
         """Logits (B, C) alone."""
         logits: Tensor = self.classifier(self.features(x))
         return logits
-
-
-def _layers(network: nn.Module) -> list[nn.Module]:
-    """The layers of a chain in order, chains within it opened; exact types only, since a subclass may compute more."""
-    if type(network) is not nn.Sequential or not len(network):
-        return [network]
-    return [layer for part in network for layer in _layers(part)]

@@ -11,22 +11,31 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.nn.layers import ConvBN
+from phalanx.nn.routed import Chain, FoldableLayer
 
-# exact types only: a subclass may compute more (an activation in a BatchNorm, standardised weights in a convolution)
 _FOLDABLE = ((nn.Conv2d, nn.BatchNorm2d), (nn.Linear, nn.BatchNorm1d))
-_CHAINS = (nn.Sequential, ConvBN)
+_CHAINS = (nn.Sequential, ConvBN, Chain)
 
 
-def _folded(layer: nn.Conv2d | nn.Linear, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
-    """Rewrites `layer` to compute norm(layer(x)) for norm in evaluation mode."""
+def _scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """(C,) and (C,) in float64: what `norm` in evaluation mode multiplies each channel by, and then adds."""
     assert norm.running_mean is not None and norm.running_var is not None
-    # the factor is formed in float64: dividing by sqrt(var + eps) in float32 costs a digit
+    # formed in float64: dividing by sqrt(var + eps) in float32 costs a digit
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
         scale = scale * norm.weight.detach().double()
     shift: Tensor = -norm.running_mean.double() * scale
-    if norm.bias is not None:
-        shift = shift + norm.bias.detach().double()
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
+
+
+def _fold(layer: nn.Module, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    """Rewrites `layer` to compute norm(layer(x)) for norm in evaluation mode."""
+    scale, shift = _scale_and_shift(norm)
+    if isinstance(layer, FoldableLayer):
+        dtype = next(layer.parameters()).dtype
+        layer.fold(scale.to(dtype), shift.to(dtype))
+        return
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
     if layer.bias is not None:
         shift = shift + layer.bias.detach().double() * scale
     weight = layer.weight.detach()
@@ -56,14 +65,23 @@ def _pairs(model: nn.Module) -> list[tuple[nn.Sequential, str, str]]:
         assert isinstance(chain, nn.Sequential)
         for (name, layer), (norm_name, norm) in itertools.pairwise(chain._modules.items()):
             alone = places[id(layer)] == places[id(norm)] == 1
-            if alone and (type(layer), type(norm)) in _FOLDABLE and _plain(layer, norm):
+            if alone and _foldable(layer, norm) and _plain(layer, norm):
                 pairs.append((chain, name, norm_name))
     return pairs
 
 
+def _foldable(layer: nn.Module, norm: nn.Module) -> bool:
+    """Exact types only: a subclass may compute more (an activation in a BatchNorm, standardised weights in a
+    convolution). Of a layer that knows how to fold, the class itself must say so."""
+    if isinstance(layer, FoldableLayer):
+        return "fold" in vars(type(layer)) and type(norm) is nn.BatchNorm2d
+    return (type(layer), type(norm)) in _FOLDABLE
+
+
 def _plain(layer: Any, norm: Any) -> bool:
     """The norm is one fixed scale and shift for each output of `layer`, and nobody looks at what passes between."""
-    tracked = norm.running_mean is not None and len(norm.running_mean) == len(layer.weight)
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    tracked = norm.running_mean is not None and len(norm.running_mean) == outputs
     # weight norm and spectral norm of the older kind rewrite the weight in a forward pre-hook
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, norm._forward_hooks, norm._forward_pre_hooks)
     return tracked and not any(hooks)
@@ -93,8 +111,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
     with torch.no_grad():
         for chain, name, norm_name in _pairs(folded):
             layer, norm = chain.get_submodule(name), chain.get_submodule(norm_name)
-            assert isinstance(layer, nn.Conv2d | nn.Linear) and isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-            _folded(layer, norm)
+            assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+            _fold(layer, norm)
             setattr(chain, norm_name, nn.Identity())
             _spare_a_copy(chain, norm_name, places)
     return folded.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from phalanx.nn import ConvBN, Normalize, record
+from phalanx.routing.resnet_router import ResNetRouter
 
 Shape = Sequence[int]
 
@@ -115,7 +116,12 @@ class UniformRouter(nn.Module):
         return x.new_zeros(len(x), self.num_experts)
 
 
-ROUTERS: dict[str, Callable[..., nn.Module]] = {"linear": LinearRouter, "mlp": MLPRouter, "cnn": CNNRouter}
+ROUTERS: dict[str, Callable[..., nn.Module]] = {
+    "linear": LinearRouter,
+    "mlp": MLPRouter,
+    "cnn": CNNRouter,
+    "resnet20": ResNetRouter,
+}
 
 
 def build_router(name: str, shape: Shape, num_experts: int, **arguments: Any) -> nn.Module:
