@@ -6,7 +6,8 @@ import pytest
 import torch
 from attack_samples import Linear
 
-from phalanx.attacks import FGSM
+from phalanx.attacks import FGSM, FGSMRS, PGD
+from phalanx.rng import SampleRng
 
 # logits [2 a - b, 0] on two pixels (a, b): the gradient for label 0 points along -(2, -1)
 MODEL = Linear([[2.0, -1.0], [0.0, 0.0]])
@@ -50,3 +51,29 @@ def test_no_randomness() -> None:
     torch.manual_seed(0)
     first = FGSM(eps=0.1)(MODEL, X, Y)
     assert torch.equal(first, FGSM(eps=0.1)(MODEL, X, Y)) and FGSM().gradient_steps == 1
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+@pytest.mark.parametrize("step", [0.5, 1.25])
+def test_from_a_random_start_it_is_one_step_of_pgd(norm, step: float) -> None:
+    rng, eps = SampleRng.for_batch(1, seed=3), 0.25
+    x_adv = FGSMRS(eps=eps, norm=norm, step=step)(MODEL, X, Y, rng=rng)
+    start = FGSMRS(eps=eps, norm=norm).threat.random_start(X, rng)
+    (gradient,) = torch.autograd.grad(-MODEL(start.requires_grad_()).log_softmax(-1)[0, 0], start)
+    expected = FGSMRS(eps=eps, norm=norm).threat.step(start.detach(), gradient, step * eps, X)
+    torch.testing.assert_close(x_adv, expected)
+    pgd = PGD(eps=eps, norm=norm, steps=1, step_size=step * eps, keep="last", early_drop=False)
+    assert torch.equal(x_adv, pgd(MODEL, X, Y, rng=rng))
+
+
+def test_the_step_is_measured_in_radii() -> None:
+    # two radii reach the far corner from anywhere: logit .4 is pushed along -(2, -1)
+    x_adv = FGSMRS(eps=0.125, step=2)(MODEL, X, Y)
+    torch.testing.assert_close(x_adv, torch.tensor([[0.375, 0.725]], dtype=torch.float64))
+    assert FGSMRS().gradient_steps == 1
+
+
+@pytest.mark.parametrize("step", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_step_must_be_positive(step: float) -> None:
+    with pytest.raises(ValueError, match=r"step must be positive, in multiples of eps, got .*; the paper's is 1\.25"):
+        FGSMRS(step=step)

@@ -24,7 +24,7 @@ class TurnByTurn:
     count: list[int] = field(default_factory=lambda: [0])
     streams: ClassVar[tuple[str, ...]] = ("router", "experts")
 
-    def check(self, model: RoutedModel) -> None:
+    def check(self, model: RoutedModel, num_classes: int) -> None:
         """Any model with these two players."""
 
     def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:

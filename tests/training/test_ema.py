@@ -47,3 +47,28 @@ def test_statistics_are_averaged_counters_copied_and_nothing_is_trained() -> Non
     assert not average.model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_until_its_start_it_is_the_model() -> None:
+    model = nn.Linear(1, 1, bias=False).double()
+    _set(model, 1.0)
+    average = Average(model, decay=0.5, start=2)
+    seen = []
+    for step, value in enumerate([11.0, 3.0, 10.0, 0.0]):
+        _set(model, value)
+        average.update(model, step)
+        seen.append(average.model.weight.item())
+    # steps 2 and 3 are its first: decays 1/10 and 2/11
+    late = 0.1 * 3 + 0.9 * 10
+    assert torch.allclose(torch.tensor(seen), torch.tensor([11.0, 3.0, late, 2 / 11 * late]))
+
+
+def test_a_shared_weight_is_averaged_once() -> None:
+    first = nn.Linear(1, 1, bias=False)
+    model = nn.Sequential(first, nn.Linear(1, 1, bias=False))
+    model[1].weight = first.weight
+    _set(first, 0.0)
+    average = Average(model, decay=0.5)
+    _set(first, 4.0)
+    average.update(model, 10**6)
+    assert [layer.weight.item() for layer in average.model] == [2.0, 2.0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +18,13 @@ import tiny
 from phalanx.attacks import PGD
 from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found
-from phalanx.errors import DivergedError
+from phalanx.errors import DivergedError, Interrupted
 from phalanx.methods import AT, Method
 from phalanx.rng import SampleRng
 from phalanx.routing import MixtureOfExperts, Route, pin
 from phalanx.runs.checkpoint import load_latest, load_tensors
-from phalanx.training import SGD, NoGradientError
-from phalanx.training.guards import SILENT_STEPS, GradientWatch, collapse_alarms, gradient_norm
+from phalanx.training import SGD, Adam, NoGradientError
+from phalanx.training.guards import SILENT_STEPS, GradientWatch, collapse_alarms, gradient_norm, overfitting_alarms
 
 FAULT_STEP = 4
 _EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}
@@ -213,3 +215,77 @@ def test_every_router_is_watched_by_its_name() -> None:
         f"router collapse in epoch 3: expert 1 got 99% {rest}",
         f"router collapse of robust in epoch 3: expert 0 got 98% {rest}",
     ]
+
+
+def _history(*epochs: tuple[float | None, float | None]) -> list[dict[str, Any]]:
+    """Records of a run from (accuracy under the training attack, validated robust accuracy) by epoch."""
+    records: list[dict[str, Any]] = []
+    for epoch, (trained, robust) in enumerate(epochs, start=1):
+        logged = {} if trained is None else {"adversarial_accuracy": trained}
+        records.append({"kind": "train", "epoch": epoch, "accuracy": 0.9, **logged})
+        if robust is not None:
+            records.append({"kind": "validation", "epoch": epoch, "accuracy": 0.9, "robust_accuracy": robust})
+    return records
+
+
+@pytest.mark.parametrize(
+    ("epochs", "alarm"),
+    [
+        ([(0.3, 0.3), (0.5, 0.45), (0.9, 0.1)], True),
+        ([(0.3, 0.3), (0.5, 0.5), (0.6, 0.2)], True),
+        # fallen by less than 60 %
+        ([(0.3, 0.3), (0.5, 0.5), (0.9, 0.21)], False),
+        # less than 30 points apart
+        ([(0.3, 0.3), (0.3, 0.25), (0.35, 0.1)], False),
+        # training has broken down as well
+        ([(0.3, 0.3), (0.8, 0.5), (0.5, 0.1)], False),
+        # the best epoch itself, and one that came back
+        ([(0.9, 0.1)], False),
+        ([(0.5, 0.5), (0.9, 0.1), (0.9, 0.45)], False),
+        # epochs without a validation in between
+        ([(0.3, None), (0.5, 0.45), (0.6, None), (0.9, 0.0)], True),
+        # never robust at all, though training says so
+        ([(0.6, 0.0), (0.9, 0.0)], True),
+        # no attack in training: clean accuracy says nothing
+        ([(None, 0.3), (None, 0.0)], False),
+        ([(0.9, None)], False),
+        ([], False),
+    ],
+)
+def test_when_a_run_counts_as_overfitted_to_its_attack(epochs: list[Any], alarm: bool) -> None:
+    assert bool(overfitting_alarms(_history(*epochs))) is alarm
+
+
+def test_overfitting_is_said_with_its_numbers() -> None:
+    assert overfitting_alarms(_history((0.3, 0.3), (0.5, 0.45), (0.9, 0.09))) == [
+        "catastrophic overfitting in epoch 3: 9% of the validation images are robust, 45% were in epoch 2, while "
+        "accuracy under the training attack rose from 50% to 90%; best.safetensors are the weights of the best "
+        "validation. Give the training attack more steps or replays, or a shorter step"
+    ]
+
+
+def test_overfitting_is_in_the_log_and_said_before_and_after_a_stop(tmp_path: Path) -> None:
+    robust = {"1": 0.9, "2": 0.8, "3": 0.1, "4": 0.05}
+    method = AT(attack=PGD(eps="1/64", steps=1))
+
+    def run(name: str, reporter: tiny.StopAt) -> list[dict[str, Any]]:
+        def validate(model: nn.Module) -> dict[str, float]:
+            # the n-th validation of the run, also after it was taken up again
+            done = sum(record["kind"] == "validation" for record in tiny.metrics(tmp_path / name))
+            return {"accuracy": 0.9, "robust_accuracy": robust[str(done + 1)]}
+
+        tiny.run_training(
+            tmp_path / name, method=method, epochs=4, optimizer=Adam(lr=0.03), reporter=reporter, validate=validate
+        )
+        return tiny.metrics(tmp_path / name)
+
+    whole = tiny.StopAt(-1)
+    records = run("whole", whole)
+    alarms = [record for record in records if record["kind"] == "alarm"]
+    assert [(alarm["epoch"], alarm["alarm"]) for alarm in alarms] == [
+        (3, "catastrophic_overfitting"), (4, "catastrophic_overfitting"),
+    ]  # fmt: skip
+    assert whole.messages == [alarm["message"] for alarm in alarms]
+    with pytest.raises(Interrupted):
+        run("stopped", tiny.StopAt(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    assert run("stopped", tiny.StopAt(-1)) == records

@@ -15,7 +15,7 @@ import tiny
 from phalanx.data import Loader
 from phalanx.errors import CorruptError, InputError
 from phalanx.methods import ST
-from phalanx.methods.base import LabelledBatch, Update, classification_loss
+from phalanx.methods.base import LabelledBatch, Loss, Update, classification_loss
 from phalanx.rng import Rng, derive_seed
 from phalanx.routing import RoutedModel
 from phalanx.runs import RunFolder
@@ -77,7 +77,7 @@ def test_players_move_in_turn_and_each_sees_the_other_moved(tmp_path: Path) -> N
 class _Picky(ST):
     """Refuses every model."""
 
-    def check(self, model: RoutedModel) -> None:
+    def check(self, model: RoutedModel, num_classes: int) -> None:
         raise InputError("picky trains no model")
 
 
@@ -145,6 +145,29 @@ def test_bf16_is_for_training_passes_and_weights_stay_fp32(tmp_path: Path) -> No
     assert not torch.equal(model.experts[0][2].weight, other.experts[0][2].weight)
 
 
+class _Twice(ST):
+    """The same update two times in a step."""
+
+    def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:
+        (update,) = super().updates(model, batches, rng)
+        for _ in range(2):
+            yield Update(lambda: self.keep(update.loss()))
+
+    def keep(self, loss: Loss) -> Loss:
+        LOSSES.append(loss.value.item())
+        return loss
+
+
+LOSSES: list[float] = []
+
+
+def test_in_bf16_an_update_sees_what_the_one_before_it_moved(tmp_path: Path) -> None:
+    LOSSES.clear()
+    tiny.run_training(tmp_path, method=_Twice(), epochs=1, optimizer=PLAIN, precision="bf16")
+    # a step of length 1 is no rounding error
+    assert all(abs(first - second) > 0.01 for first, second in zip(LOSSES[:4:2], LOSSES[1:4:2], strict=True))
+
+
 def test_the_average_is_what_is_validated_deployed_and_saved(tmp_path: Path) -> None:
     trained: list[dict[str, Tensor]] = []
     validated: list[dict[str, Tensor]] = []
@@ -170,6 +193,19 @@ def test_the_average_is_what_is_validated_deployed_and_saved(tmp_path: Path) -> 
         assert torch.equal(deployed.state_dict()[name], last[name])
         assert torch.equal(validated[-1][name], last[name])
     assert deployed is not model and not deployed.training
+
+
+def test_before_its_epoch_the_average_is_the_model(tmp_path: Path) -> None:
+    kept: list[tuple[bool, Tensor]] = []
+    model = tiny.mixture()
+
+    def validate(deployed: nn.Module) -> dict[str, float]:
+        weight = deployed.get_parameter("experts.0.2.weight")
+        kept.append((torch.equal(weight, model.experts[0][2].weight), weight.clone()))
+        return {"accuracy": 0.5, "robust_accuracy": 0.5}
+
+    tiny.run_training(tmp_path, model, epochs=3, ema_decay=0.9, ema_start_epoch=2, validate=validate)
+    assert [same for same, _ in kept] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -271,6 +307,21 @@ def test_a_checkpoint_of_another_model_or_log_is_refused(tmp_path: Path) -> None
     log.write_bytes(log.read_bytes().replace(b'"epoch":1', b'"epoch":2'))
     with pytest.raises(CorruptError, match="does not match its checkpoint"):
         tiny.run_training(tmp_path)
+
+
+def test_no_epochs_deploy_the_weights_that_came(tmp_path: Path) -> None:
+    def validate(model: nn.Module) -> Mapping[str, float]:
+        return {"accuracy": 0.5, "robust_accuracy": 0.25}
+
+    model = tiny.mixture()
+    before = tiny.sha256_of(model.state_dict())
+    # a second time, as after a kill at the very end
+    for _ in range(2):
+        tiny.run_training(tmp_path, model, validate=validate, epochs=0)
+        (record,) = read_metrics(tmp_path / "metrics.jsonl")
+        assert (record["kind"], record["epoch"], record["accuracy"]) == ("validation", 0, 0.5)
+        for name in ("best", "last"):
+            assert tiny.sha256_of(load_tensors(tmp_path / f"{name}.safetensors")[0]) == before
 
 
 def test_cross_entropy_goes_down(tmp_path: Path) -> None:

@@ -16,10 +16,10 @@ from torch import nn
 import tiny
 from phalanx.errors import Interrupted
 from phalanx.evaluation import protocol, validation
-from phalanx.methods import ST, Method
+from phalanx.methods import ST, FreeAT, Method
 from phalanx.runs import RunFolder
 from phalanx.runs.checkpoint import load_latest
-from phalanx.training import Adam
+from phalanx.training import AWP, Adam
 
 STEPS = 9
 
@@ -44,6 +44,9 @@ CASES = {
     "st": Case(_mlps, ST, {}),
     "at": Case(_mlps, tiny.at, {"optimizer": Adam(lr=0.01), "augment": ("translate:1",)}),
     "ema": Case(_mlps, ST, {"ema_decay": 0.9}),
+    "ema from the second epoch": Case(_mlps, ST, {"ema_decay": 0.9, "ema_start_epoch": 1}),
+    "awp": Case(_noisy, tiny.at, {"awp": AWP(gamma=0.02, warmup_epochs=1), "ema_decay": 0.9}),
+    "free": Case(_mlps, lambda: FreeAT(replays=2).within(tiny.THREAT), {"awp": AWP()}),
     "bf16": Case(_mlps, tiny.at, {"precision": "bf16", "clip_norm": 1.0}),
     "batchnorm and dropout": Case(_noisy, tiny.at, {"ema_decay": 0.9}),
     "two players": Case(_mlps, TurnByTurn, {}),
@@ -68,8 +71,8 @@ def test_stopped_at_random_steps(tmp_path: Path, name: str) -> None:
     _train(tmp_path / "whole", case)
     rng = random.Random(name)
     for crash in range(3):
-        # every step saved, or only the first: then a crash goes back to the start
-        seconds = rng.choice([0.0, 0.0, 3600.0])
+        # every step saved, or only the first: then a crash goes back to where the run was taken up
+        seconds = rng.choice([0.0, 0.0, 3600.0]) if crash else 0.0
         with pytest.raises(tiny.Stop):
             steps = rng.randint(1, 2)
             # a freshly built model has other weights: all that counts must come from the checkpoint

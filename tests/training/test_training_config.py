@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from phalanx.training.config import SGD, Adam, Cosine, Cyclic, OneCycle, TrainingConfig
+from phalanx.training.config import AWP, SGD, Adam, Cosine, Cyclic, OneCycle, TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -20,10 +20,21 @@ from phalanx.training.config import SGD, Adam, Cosine, Cyclic, OneCycle, Trainin
         (lambda: OneCycle(peak=1), r"peak must be in \[0, 1\), got 1"),
         (lambda: OneCycle(start=-1), "start must be at least 0, got -1"),
         (lambda: Cyclic(steps_up=0), "steps_up must be positive, got 0"),
-        (lambda: TrainingConfig(epochs=0), "epochs must be positive, got 0"),
+        (lambda: TrainingConfig(epochs=-1), "epochs must be at least 0, got -1"),
         (lambda: TrainingConfig(batch_size=-3), "batch_size must be positive, got -3"),
         (lambda: TrainingConfig(validate_every=0), "validate_every must be positive, got 0"),
         (lambda: TrainingConfig(ema_decay=1.0), r"ema_decay must be in \(0, 1\), got 1.0; leave it out"),
+        (lambda: TrainingConfig(ema_start_epoch=3), "ema_start_epoch is 3, but there is no average; set ema_decay"),
+        (
+            lambda: TrainingConfig(epochs=5, ema_decay=0.9, ema_start_epoch=5),
+            "ema_start_epoch must be at least 0 and below epochs=5, got 5",
+        ),
+        (lambda: AWP(gamma=0), "gamma must be positive, got 0"),
+        (lambda: AWP(warmup_epochs=-1), "warmup_epochs must be at least 0, got -1"),
+        (
+            lambda: TrainingConfig(epochs=5, awp=AWP(warmup_epochs=5)),
+            "awp.warmup_epochs must be at least 0 and below epochs=5, got 5",
+        ),
         (lambda: TrainingConfig(clip_norm=0.0), "clip_norm must be positive, got 0.0"),
         (lambda: TrainingConfig(checkpoint_seconds=-1), "checkpoint_seconds must be at least 0, got -1"),
     ],

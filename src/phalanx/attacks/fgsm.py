@@ -1,9 +1,10 @@
-"""The fast gradient sign method."""
+"""The fast gradient sign method, from the clean image or from a random point of the ball."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from phalanx.attacks.base import Attack
 from phalanx.attacks.pgd import PGD
@@ -23,16 +24,46 @@ class FGSM(Attack):
         return 1
 
     def perturb(self, target: Target, rng: SampleRng) -> Found:
-        step = PGD(
-            eps=self.eps,
-            norm=self.norm,
-            objective=self.objective,
-            surface=self.surface,
-            targeted=self.targeted,
-            steps=1,
-            step_size=self.threat.epsilon,
-            random_start=False,
-            keep="last",
-            early_drop=False,
-        )
-        return step.perturb(target, rng)
+        return _one_step(self, self.threat.epsilon, random_start=False).perturb(target, rng)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FGSMRS(Attack):
+    """FGSM with a random start (Wong et al. 2020, Algorithm 3): one step from a point drawn uniformly from the ball,
+    projected back.
+
+    The cheapest attack that adversarial training has been shown to work with. The longer its step, the sooner a network
+    learns to mislead this one step and nothing else (catastrophic overfitting).
+    """
+
+    name: Literal["fgsm_rs"] = "fgsm_rs"
+    step: float = 1.25
+    """Length of the step in multiples of eps; 1.25 is the paper's, 2 reaches a corner of the ball from anywhere."""
+    random_start: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.step) and self.step > 0):
+            raise ValueError(f"step must be positive, in multiples of eps, got {self.step}; the paper's is 1.25")
+
+    @property
+    def gradient_steps(self) -> int:
+        return 1
+
+    def perturb(self, target: Target, rng: SampleRng) -> Found:
+        return _one_step(self, self.step * self.threat.epsilon, random_start=True).perturb(target, rng)
+
+
+def _one_step(attack: Attack, length: float, *, random_start: bool) -> PGD:
+    return PGD(
+        eps=attack.eps,
+        norm=attack.norm,
+        objective=attack.objective,
+        surface=attack.surface,
+        targeted=attack.targeted,
+        steps=1,
+        step_size=length,
+        random_start=random_start,
+        keep="last",
+        early_drop=False,
+    )

@@ -1,10 +1,12 @@
 """The only training loop."""
 
-from phalanx.training.config import SGD, Adam, Constant, Cosine, Cyclic, OneCycle, TrainingConfig
+from phalanx.training.config import AWP, SGD, Adam, Constant, Cosine, Cyclic, OneCycle, TrainingConfig
 from phalanx.training.guards import NoGradientError
-from phalanx.training.loop import BEST_NAME, LAST_NAME, METRICS_NAME, Reporter, Silent, train
+from phalanx.training.loop import BEST_NAME, LAST_NAME, METRICS_NAME, train
+from phalanx.training.reporter import Reporter, Silent
 
 __all__ = [
+    "AWP",
     "BEST_NAME",
     "LAST_NAME",
     "METRICS_NAME",

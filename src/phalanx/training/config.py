@@ -131,11 +131,27 @@ Schedule = Annotated[Constant | Cosine | OneCycle | Cyclic, Field(discriminator=
 
 
 @dataclass(frozen=True, kw_only=True)
+class AWP:
+    """Adversarial weight perturbation (Wu et al. 2020), for any method: before each update the weights that are about
+    to move step up its loss, the gradient is taken there, and the weights are put back. It doubles the cost of an
+    update, not that of the attack."""
+
+    gamma: float = 0.005
+    """Size of the perturbation relative to the norm of each weight tensor."""
+    warmup_epochs: int = 0
+    """Epochs before it begins."""
+
+    def __post_init__(self) -> None:
+        _positive("gamma", self.gamma)
+        _not_negative("warmup_epochs", self.warmup_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The loop's settings: the same for every method."""
 
     epochs: int = 30
-    """Passes over the training split."""
+    """Passes over the training split; 0 deploys the weights that the model comes with."""
     batch_size: int = 128
     """Images per step; an epoch's last partial batch is dropped."""
     optimizer: Optimizer = field(default_factory=SGD)
@@ -143,7 +159,12 @@ class TrainingConfig:
     schedule: Schedule = field(default_factory=Cosine)
     """The learning rate over the steps."""
     ema_decay: float | None = None
-    """Keep an exponential moving average of the weights with this decay per step; it is then what is deployed."""
+    """Keep an exponential moving average of the weights with this decay per step; it is then what is validated and
+    deployed."""
+    ema_start_epoch: int = 0
+    """Epochs before averaging begins; until then the average is the trained model."""
+    awp: AWP | None = None
+    """Adversarial weight perturbation; None for none."""
     clip_norm: float | None = None
     """Scale the gradient of each update down to at most this L2 norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -156,10 +177,21 @@ class TrainingConfig:
     """A kill loses at most about this much work."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        _not_negative("epochs", self.epochs)
+        for name in ("batch_size", "validate_every"):
             _positive(name, getattr(self, name))
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in (0, 1), got {self.ema_decay}; leave it out for no average")
+        self._check_start("ema_start_epoch", self.ema_start_epoch)
+        if self.ema_start_epoch and self.ema_decay is None:
+            raise ValueError(f"ema_start_epoch is {self.ema_start_epoch}, but there is no average; set ema_decay")
+        if self.awp is not None:
+            self._check_start("awp.warmup_epochs", self.awp.warmup_epochs)
         if self.clip_norm is not None:
             _positive("clip_norm", self.clip_norm)
         _not_negative("checkpoint_seconds", self.checkpoint_seconds)
+
+    def _check_start(self, name: str, epoch: int) -> None:
+        """Raises ValueError for what would never begin."""
+        if not 0 <= epoch < max(1, self.epochs):
+            raise ValueError(f"{name} must be at least 0 and below epochs={self.epochs}, got {epoch}")

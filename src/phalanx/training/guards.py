@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,12 @@ from phalanx.errors import DivergedError, PhalanxError
 
 COLLAPSE_LOAD = 0.95
 """One expert with more than this share of an epoch's images: the mixture is one network."""
+
+OVERFITTED_SHARE = 0.4
+"""Validated robust accuracy at or below this share of the run's best: it has fallen by 60 % or more."""
+
+OVERFITTED_GAP = 0.3
+"""Least excess of the accuracy under the training attack over the validated robust accuracy."""
 
 SILENT_STEPS = 50
 """So many updates in a row with an exactly zero gradient: the player is not being trained."""
@@ -99,3 +106,31 @@ def collapse_alarms(means: Mapping[str, float | list[float]], epoch: int) -> lis
             "the mixture is one network. Raise method.balance or lower the learning rate"
         )
     return messages
+
+
+def overfitting_alarms(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to say if the last validation among a run's metric `records` shows catastrophic overfitting (Wong et al.
+    2020): the network has learnt to mislead the training attack, and stronger ones break it.
+
+    That is where, at once, the validated robust accuracy is at most `OVERFITTED_SHARE` of its best in the run; the
+    training epoch's "adversarial_accuracy" exceeds it by `OVERFITTED_GAP` or more; and that accuracy is higher than in
+    the best's epoch. Runs that log no "adversarial_accuracy" raise none.
+    """
+    training = {
+        record["epoch"]: record["adversarial_accuracy"]
+        for record in records
+        if record["kind"] == "train" and "adversarial_accuracy" in record
+    }
+    robust = {record["epoch"]: record["robust_accuracy"] for record in records if record["kind"] == "validation"}
+    if not training or not robust:
+        return []
+    last, best = max(robust), max(robust, key=lambda epoch: robust[epoch])
+    fallen = robust[last] <= OVERFITTED_SHARE * robust[best]
+    if not (fallen and training[last] - robust[last] >= OVERFITTED_GAP and training[last] > training[best]):
+        return []
+    return [
+        f"catastrophic overfitting in epoch {last}: {robust[last]:.0%} of the validation images are robust, "
+        f"{robust[best]:.0%} were in epoch {best}, while accuracy under the training attack rose from "
+        f"{training[best]:.0%} to {training[last]:.0%}; best.safetensors are the weights of the best validation. "
+        "Give the training attack more steps or replays, or a shorter step"
+    ]

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +24,17 @@ from phalanx.rng import Rng, derive_seed
 from phalanx.routing import RoutedModel
 from phalanx.runs import MetricsLog, RunFolder
 from phalanx.runs.checkpoint import Checkpoint, load_latest, save_checkpoint, save_tensors
+from phalanx.runs.metrics import read_metrics
+from phalanx.training.awp import perturbed_weights
 from phalanx.training.config import TrainingConfig
 from phalanx.training.ema import Average
-from phalanx.training.guards import GradientWatch, collapse_alarms, diverged, gradient_norm
+from phalanx.training.guards import collapse_alarms, diverged, gradient_norm, overfitting_alarms
 from phalanx.training.meters import Meters
-from phalanx.training.players import build_optimizers, load_optimizer_tensors, moving, optimizer_tensors
+from phalanx.training.players import build_optimizers, moving
+from phalanx.training.reporter import Reporter, Silent
 from phalanx.training.schedules import lr_factor
 from phalanx.training.signals import StopRequest, stop_requests
+from phalanx.training.state import Best, State
 
 METRICS_NAME = "metrics.jsonl"
 CHECKPOINTS_NAME = "checkpoints"
@@ -40,46 +42,6 @@ LAST_NAME, BEST_NAME = "last.safetensors", "best.safetensors"
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
 """From the deployed model to numbers on the validation split; must hold "accuracy" and "robust_accuracy"."""
-
-
-class Reporter(Protocol):
-    """Where a run tells how it goes."""
-
-    def progress(self, done: int, total: int, note: str) -> None: ...
-    def notify(self, message: str) -> None: ...
-
-
-class Silent:
-    """Tells nobody."""
-
-    def progress(self, done: int, total: int, note: str) -> None:
-        """Ignored."""
-
-    def notify(self, message: str) -> None:
-        """Ignored."""
-
-
-class Best(NamedTuple):
-    """The validation that picked the best weights."""
-
-    score: tuple[float, float]
-    epoch: int
-
-
-@dataclass
-class _State:
-    """What moves during a run; a checkpoint is exactly this."""
-
-    model: nn.Module
-    optimizers: dict[str, torch.optim.Optimizer]
-    average: Average | None
-    meters: Meters
-    step: int = 0
-    best: Best | None = None
-
-    @property
-    def deployed(self) -> nn.Module:
-        return self.model if self.average is None else self.average.model
 
 
 def train(
@@ -107,7 +69,7 @@ def train(
         raise InputError(
             f"a {type(model).__name__} is no routed model; wrap a single network: MixtureOfExperts(None, [network])"
         )
-    method.check(model)
+    method.check(model, data.num_classes)
     reporter = reporter or Silent()
     with stop_requests() as stop, preserved_rng(), _determinism(), MetricsLog(folder.resolve(METRICS_NAME)) as log:
         run = _Run(model, method, data, config, folder, seed, augment, validate, reporter, log)
@@ -155,7 +117,7 @@ class _Run:
         log: MetricsLog,
     ) -> None:
         assert isinstance(model, RoutedModel)
-        self.method, self.config, self.folder = method, config, folder
+        self.config, self.folder = config, folder
         self.seed, self.validate, self.reporter, self.log = seed, validate, reporter, log
         self.device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.loaders = {
@@ -172,10 +134,11 @@ class _Run:
         self.steps_per_epoch = min(loader.steps_per_epoch for loader in self.loaders.values())
         self.total = config.epochs * self.steps_per_epoch
         self.players = {name: list(parameters) for name, parameters in model.players().items()}
-        average = None if config.ema_decay is None else Average(model, config.ema_decay)
-        self.state = _State(model, build_optimizers(config.optimizer, self.players), average, Meters())
+        average = None
+        if config.ema_decay is not None:
+            average = Average(model, config.ema_decay, start=config.ema_start_epoch * self.steps_per_epoch)
+        self.state = State(model, build_optimizers(config.optimizer, self.players), average, method)
         self.routed: RoutedModel = model
-        self.watch = GradientWatch()
         self.saved_at = time.monotonic()
         self.started = time.monotonic()
 
@@ -184,6 +147,9 @@ class _Run:
     def go(self, stop: StopRequest) -> None:
         """From the state's step to the last."""
         state = self.state
+        if not self.total and self.validate is not None and state.best is None:
+            # nothing to train: the weights that it came with are measured and deployed
+            self._validate(0, self.validate)
         while state.step < self.total:
             if stop.signum is not None:
                 self.save()
@@ -206,24 +172,39 @@ class _Run:
         self.state.model.train()
         factor = lr_factor(self.config.schedule, step, self.total)
         with self._autocast():
-            for update in self.method.updates(self.routed, batches, rng):
+            for update in self.state.method.updates(self.routed, batches, rng):
                 self._apply(update, step, factor)
         if self.state.average is not None:
             self.state.average.update(self.state.model, step)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        # without its cache: that would go on with a weight's old value after the weight has moved within the step
+        bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16, cache_enabled=False)
 
     def _apply(self, update: Update, step: int, factor: float) -> None:
         names = moving(update.player, self.players)
         self.state.model.zero_grad(set_to_none=True)
-        loss = update.loss()
-        # backward runs in the precision the forward chose
+        with self._perturbed(update, names, step) as before:
+            loss = update.loss()
+            # backward runs in the precision the forward chose
+            with torch.autocast(self.device.type, enabled=False):
+                loss.value.backward()  # type: ignore[no-untyped-call]
+        logs = {**update.logs, **loss.logs}
         with torch.autocast(self.device.type, enabled=False):
-            loss.value.backward()  # type: ignore[no-untyped-call]
-            self._check(loss.value, {**update.logs, **loss.logs}, names, step)
+            self._check(loss.value, logs, names, step)
             self._move(names, factor)
-        self.state.meters.add({"loss": loss.value.detach(), **update.logs, **loss.logs}, player=update.player)
+        if before is not None:
+            logs["awp_rise"] = loss.value.detach() - before
+        self.state.meters.add({"loss": loss.value.detach(), **logs}, player=update.player)
+
+    def _perturbed(self, update: Update, names: list[str], step: int) -> AbstractContextManager[Tensor | None]:
+        """The weights of `names` perturbed, if AWP is on, and the update's loss before that."""
+        awp = self.config.awp
+        if awp is None or step < awp.warmup_epochs * self.steps_per_epoch:
+            return nullcontext()
+        parameters = [parameter for name in names for parameter in self.players[name]]
+        return perturbed_weights(self.state.model, parameters, lambda: update.loss().value, awp.gamma)
 
     def _check(self, loss: Tensor, logs: Mapping[str, Tensor], names: list[str], step: int) -> None:
         norms = {name: gradient_norm(self.players[name]) for name in names}
@@ -233,7 +214,7 @@ class _Run:
         if not all(math.isfinite(number) for number in (value, *sizes)):
             raise diverged(step, value, self.state.model, logs)
         found = dict(zip(known, sizes, strict=True))
-        self.watch.check(step, {name: found.get(name) for name in names})
+        self.state.watch.check(step, {name: found.get(name) for name in names})
 
     def _move(self, names: list[str], factor: float) -> None:
         parameters = [p for name in names for p in self.players[name]]
@@ -258,13 +239,17 @@ class _Run:
         lr = self.config.optimizer.lr * lr_factor(self.config.schedule, state.step - 1, self.total)
         seconds = round(time.monotonic() - self.started, 3)
         self.log.append({"kind": "train", "epoch": epoch, "step": state.step, **means, "lr": lr, "seconds": seconds})
-        for message in collapse_alarms(means, epoch):
-            self.log.append({"kind": "alarm", "epoch": epoch, "alarm": "router_collapse", "message": message})
-            self.reporter.notify(message)
+        self._raise("router_collapse", collapse_alarms(means, epoch), epoch)
         state.meters = Meters()
         due = epoch % self.config.validate_every == 0 or epoch == self.config.epochs
         if self.validate is not None and due:
             self._validate(epoch, self.validate)
+            self._raise("catastrophic_overfitting", overfitting_alarms(read_metrics(self.log.path)), epoch)
+
+    def _raise(self, alarm: str, messages: Iterable[str], epoch: int) -> None:
+        for message in messages:
+            self.log.append({"kind": "alarm", "epoch": epoch, "alarm": alarm, "message": message})
+            self.reporter.notify(message)
 
     def _validate(self, epoch: int, validate: Validate) -> None:
         state = self.state
@@ -281,23 +266,10 @@ class _Run:
 
     def save(self) -> None:
         """Writes a checkpoint of the state."""
-        state = self.state
-        tensors: dict[str, Mapping[str, Tensor]] = {
-            "model": dict(state.model.state_dict()),
-            "optimizer": optimizer_tensors(state.optimizers),
-        }
-        if state.average is not None:
-            tensors["ema"] = dict(state.average.model.state_dict())
-        offset = self.log.offset()
-        saved: dict[str, Any] = {
-            "method": self.method.state_dict(),
-            "meters": state.meters.state_dict(),
-            "best": None if state.best is None else [list(state.best.score), state.best.epoch],
-            "silent": dict(self.watch.silent),
-            "metrics": {"bytes": offset, "sha256": self.log.digest(offset)},
-        }
+        state, offset = self.state, self.log.offset()
+        saved = {**state.plain(), "metrics": {"bytes": offset, "sha256": self.log.digest(offset)}}
         with _naming_step(state.step):
-            save_checkpoint(self.folder.resolve(CHECKPOINTS_NAME), state.step, tensors, saved)
+            save_checkpoint(self.folder.resolve(CHECKPOINTS_NAME), state.step, state.tensors(), saved)
         self.saved_at = time.monotonic()
 
     def resume(self) -> None:
@@ -312,28 +284,11 @@ class _Run:
         self._load(checkpoint)
 
     def _load(self, checkpoint: Checkpoint) -> None:
-        state, saved = self.state, checkpoint.state
-        offset, sha256 = int(saved["metrics"]["bytes"]), saved["metrics"]["sha256"]
+        offset, sha256 = int(checkpoint.state["metrics"]["bytes"]), checkpoint.state["metrics"]["sha256"]
         self.log.truncate_to(offset)
         if self.log.digest(offset) != sha256:
             raise CorruptError(f"{self.log.path} does not match its checkpoint: expected sha256 {sha256}; start afresh")
-        state.step = checkpoint.step
-        try:
-            state.model.load_state_dict(checkpoint.tensors["model"])
-        except RuntimeError as error:
-            reason = str(error).splitlines()[-1].strip()
-            raise InputError(
-                f"the checkpoint in {self.folder.path} is of another model: {reason}; give the one it was begun with"
-            ) from None
-        if state.average is not None:
-            state.average.model.load_state_dict(checkpoint.tensors["ema"])
-        load_optimizer_tensors(state.optimizers, checkpoint.tensors["optimizer"])
-        self.method.load_state_dict(saved["method"])
-        state.meters = Meters.from_state(saved["meters"])
-        self.watch.silent = {str(player): int(count) for player, count in saved["silent"].items()}
-        if saved["best"] is not None:
-            score, epoch = saved["best"]
-            state.best = Best((float(score[0]), float(score[1])), int(epoch))
+        self.state.load(checkpoint, self.folder.path)
 
     def finish(self) -> nn.Module:
         """Writes the last weights; the deployed model."""
