@@ -141,6 +141,8 @@ def test_every_number_of_a_planted_mixture(batch_size: int) -> None:
                 "all": [{"n": 6, "clean": 3, "robust": 3}, {"n": 6, "clean": 3, "robust": 3}],
             }
         ],
+        # one of the constants is always right
+        "oracle": {"n": 6, "clean": 6, "robust": 6},
         "margins": {
             "model": {
                 # expert 0 has margins .3 and -.3, expert 1 has -.5 and .5
@@ -167,12 +169,16 @@ def test_an_expert_is_judged_alone_wherever_the_gate_sends_the_image() -> None:
     model = two_experts()
     with torch.no_grad():
         model.experts[1].threshold.fill_(11)
-    (gate,) = look(model, FIVE).gates
+    found = look(model, FIVE)
+    (gate,) = found.gates
     # a step reaches 4 on the sum. Expert 0, threshold 16: +8, +2, wrong, -3, -8; expert 1, threshold 11: +13, +7,
     # wrong, wrong, -3
     assert gate.all == counts((5, 4, 2), (5, 3, 2))
     # dark images, the last two, are expert 0's
     assert gate.own == counts((2, 2, 1), (3, 2, 2))
+    # with the label: all but the third are right, and the fourth falls, which only expert 0 has
+    assert found.oracle == ExpertCounts(5, 4, 3)
+    assert look(single(Bright(12.0)), FIVE).oracle is None
 
 
 def test_the_first_choice_of_a_top_2_gate() -> None:
@@ -212,7 +218,7 @@ def test_a_dual_model_has_three_margins_and_two_gates(attack: Attack) -> None:
         clean, attacked = means(p_one)
         assert found.margins[view].clean == pytest.approx(clean, abs=1e-6)
         assert found.margins[view].attacked == pytest.approx(attacked, abs=1e-6)
-    assert [gate.name for gate in found.gates] == ["standard", "robust"]
+    assert [gate.name for gate in found.gates] == ["standard", "robust"] and found.oracle is None
     standard, robust = found.gates
     # the constant says 0, Reads(-0.5) the opposite of Reads
     assert standard.all == counts((4, 3, 2), (4, 1, 1))
@@ -379,9 +385,12 @@ def test_each_search_has_its_own_stream_by_sample(monkeypatch: pytest.MonkeyPatc
         streams.clear()
         analyse(two_experts(), FIVE, ATTACK, name=name, num_classes=2, batch_size=2, seed=seed)
         seeds.append({stream for stream, _ in streams})
-        # the model and two experts; of every batch those that are right when clean
-        assert len(streams) == 3 * 3 and {keys for _, keys in streams} == {(100, 101), (103,), (104,)}
-        assert len(seeds[-1]) == 3
+        # the model, two experts and the gate that knows the label; of every batch those that are right when clean
+        of_parts, of_oracle = streams[:9], streams[9:]
+        assert {keys for _, keys in of_parts} == {(100, 101), (103,), (104,)}
+        # class by class
+        assert [keys for _, keys in of_oracle] == [(103,), (104,), (100, 101)]
+        assert len(seeds[-1]) == 4
     assert seeds[0] == seeds[1] and not (seeds[0] & seeds[2] or seeds[0] & seeds[3])
     streams.clear()
     # experts of one number in two gates

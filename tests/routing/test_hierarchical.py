@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from phalanx.experts import build_expert
 from phalanx.models import build
 from phalanx.nn import spec_of
-from phalanx.routing import HierarchicalRouter, LinearRouter, MixtureOfExperts, UniformRouter, build_router, gate
+from phalanx.routing import (
+    HierarchicalRouter,
+    LinearRouter,
+    MixtureOfExperts,
+    UniformRouter,
+    build_hierarchical,
+    build_router,
+    gate,
+)
 
 
 class Scores(nn.Module):
@@ -89,3 +97,16 @@ def test_routers_that_do_not_fit() -> None:
         HierarchicalRouter(UniformRouter(2), [part, UniformRouter(1)])(images(1)),
         HierarchicalRouter(UniformRouter(2), [shifted, UniformRouter(1)])(images(1)),
     )
+
+
+def test_groups_of_equal_size() -> None:
+    torch.manual_seed(0)
+    router = build_hierarchical("mlp", SHAPE, 6, groups=3, hidden=[4])
+    x = images(5).float()
+    assert router.top(x).shape == (5, 3) and [group(x).shape[1] for group in router.groups] == [2, 2, 2]
+    assert router(x).shape == (5, 6)
+    spec = spec_of(router)
+    assert spec is not None and spec.arguments["top"]["name"] == "router.mlp"
+    for groups, experts in ((1, 6), (4, 6), (6, 6)):
+        with pytest.raises(ValueError, match=f"divide the {experts} experts into groups of at least 2, got {groups}"):
+            build_hierarchical("linear", SHAPE, experts, groups=groups)

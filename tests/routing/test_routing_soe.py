@@ -314,13 +314,14 @@ def test_surfaces_are_what_their_formulas_say() -> None:
     gate, clean = model.gate(x_adv), model.routed(X)
     right, wrong = (submodel(x_adv) for submodel in model.experts)
     soft = gate.scores.softmax(-1)
+    mixed = soft[:, :1] * right.softmax(-1) + soft[:, 1:] * wrong.softmax(-1)
     expected = {
         "whole": wrong,
         "pinned": wrong,
         "experts": right,
         "expert-0": right,
         "expert-1": wrong,
-        "dense": soft[:, :1] * right + soft[:, 1:] * wrong,
+        "dense": mixed.log(),
         "router": soft[:, :1] * model.experts[0](X) + soft[:, 1:] * model.experts[1](X),
     }
     moved = {}

@@ -1,7 +1,8 @@
 """Which part of the model an attack differentiates: functions (model, attacked x', images x, clean pass) -> Routed.
 
 Registered by name. Whatever surface found it, a perturbation is judged on the whole real model. On a model without a
-route every surface of routing is the whole model; "standard", "robust" and "halves" are a dual model's alone.
+route every surface of routing is the whole model; "standard", "robust" and "halves" are a dual model's alone, "mixing"
+is that of one with a mixing network.
 """
 
 # B batch, C classes, E experts, K selected
@@ -17,11 +18,13 @@ from torch import Tensor
 from phalanx.attacks.registry import Registry
 from phalanx.errors import InputError
 from phalanx.routing import (
+    AdaptiveSmoothing,
     DualModel,
     Route,
     Routed,
     RoutedModel,
     RouteTree,
+    SynergyOfExperts,
     dense,
     leaves,
     map_route,
@@ -102,10 +105,37 @@ def router(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Rout
 
 @SURFACES.register("dense")
 def dense_surrogate(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
-    """routed(x', dense(gate(x'))): all experts under softmax weights, a smooth stand-in (the "smooth attack")."""
-    if not isinstance(model, RoutedModel):
-        return whole(model, x_adv, x, clean)
-    return model.routed(x_adv, dense(model.gate(x_adv)))
+    """routed(x', dense(gate(x'))): all experts under softmax weights, a smooth stand-in (the "smooth attack").
+
+    The same as "dense-t1".
+    """
+    return softened(1.0)(model, x_adv, x, clean)
+
+
+@SURFACES.register_temperatures("dense")
+def softened(temperature: float) -> Surface:
+    """routed(x', dense(gate(x'), T)), weights softmax(scores / T): the lower T, the nearer to the hard choice.
+
+    Of a Synergy-of-Experts, whose sub-models answer each with how sure it is, log sum_i s_i p_i with s = softmax(log R
+    / T): averages of logits would let one sub-model outshout the others.
+    """
+
+    def surface(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+        if isinstance(model, SynergyOfExperts):
+            return _soft_selection(model, x_adv, temperature)
+        if not isinstance(model, RoutedModel):
+            return whole(model, x_adv, x, clean)
+        return model.routed(x_adv, dense(model.gate(x_adv), temperature))
+
+    return surface
+
+
+def _soft_selection(model: SynergyOfExperts, x_adv: Tensor, temperature: float) -> Routed:
+    logits_BMC, confidence_BM = model.submodels(x_adv)
+    route = dense(model.decide(logits_BMC, confidence_BM), temperature)
+    assert isinstance(route, Route)
+    log_s_BM = (route.scores / temperature).log_softmax(-1)
+    return Routed((log_s_BM[..., None] + logits_BMC.log_softmax(-1)).logsumexp(1), route)
 
 
 @SURFACES.register_family("expert")
@@ -162,3 +192,17 @@ def halves(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Rout
     dual = _dual(model, "halves")
     parts = dual.standard.routed(x_adv), dual.robust.routed(x_adv)
     return Routed(torch.cat([part.logits for part in parts], -1), None)
+
+
+@SURFACES.register("mixing")
+def mixing(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """The whole of an `AdaptiveSmoothing` and, in one more column, its mixing network's gamma: logits (B, C + 1).
+
+    Only the objective "mislead" reads them. Raises InputError for another model.
+    """
+    del x, clean
+    if not isinstance(model, AdaptiveSmoothing):
+        kind = getattr(model, "__qualname__", type(model).__qualname__)
+        raise InputError(f"surface 'mixing' is for an AdaptiveSmoothing, and {kind} has no mixing network; use 'whole'")
+    logits, gamma, route = model.smoothed(x_adv)
+    return Routed(torch.cat([logits, gamma[:, None]], -1), route)

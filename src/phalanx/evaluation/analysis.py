@@ -16,10 +16,12 @@ from phalanx.attacks import Attack, check_answers
 from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
 from phalanx.evaluation.alpha import probability_margins
+from phalanx.evaluation.oracle import oracle_accuracy
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import (
     DualModel,
+    MixtureOfExperts,
     Route,
     Routed,
     RoutedModel,
@@ -92,6 +94,10 @@ class Analysis:
     num_classes: int
     gates: tuple[GateAnalysis, ...]
     """None of them for a model without a route and for a mixture of one."""
+    oracle: ExpertCounts | None
+    """A mixture's experts under a gate that knows the label and picks the best of them for each image (see
+    `oracle_accuracy`): what no gate that sends an image to one of them can exceed. It needs labels, so it is no model's
+    accuracy. None for any other model and for a mixture of one."""
     margins: Mapping[str, MarginsByClass]
     """"model" and, for a dual model, "standard" and "robust": F_D, F_S and F_R at the same points."""
     counts: tuple[int, ...]
@@ -171,7 +177,8 @@ def analyse(
     far the margin could fall after it, so the attacked means are upper bounds.
 
     Each expert is attacked and judged once more by itself, on the surface "whole" and without a route: what would be
-    left if every image could be sent to it. The cost is 1 + (number of experts, over all gates) attacks on all images.
+    left if every image could be sent to it; and the experts of a mixture together, under a gate that knows the label.
+    The cost is 1 + (number of experts, over all gates) attacks on all images, for a mixture as much again.
 
     Args:
         model: images (B, ...) in [0, 1] to logits (B, C); attacked in evaluation mode, and left as it was.
@@ -197,7 +204,15 @@ def analyse(
         done += len(batch.y)
         if progress is not None:
             progress(done, len(images), name)
-    return _analysis(name, num_classes, batches)
+    oracle = _oracle(model, images, alone, batch_size, derive_seed(seed, "analysis", name, "oracle"))
+    return _analysis(name, num_classes, oracle, batches)
+
+
+def _oracle(model: Model, images: ImageSet, attack: Attack, batch_size: int, seed: int) -> ExpertCounts | None:
+    if not (isinstance(model, MixtureOfExperts) and len(model.experts) > 1):
+        return None
+    n, clean, robust = oracle_accuracy(model, images, attack, batch_size=batch_size, seed=seed)
+    return ExpertCounts(n, round(clean * n), round(robust * n))
 
 
 def _by_itself(attack: Attack) -> Attack:
@@ -334,7 +349,7 @@ def _by_class(values_N: Tensor, y_N: Tensor, counted_N: Tensor, num_classes: int
     return tuple(_mean(values_N[counted_N & (y_N == label)]) for label in range(num_classes))
 
 
-def _analysis(name: str, num_classes: int, batches: Sequence[_Columns]) -> Analysis:
+def _analysis(name: str, num_classes: int, oracle: ExpertCounts | None, batches: Sequence[_Columns]) -> Analysis:
     y_N = torch.cat([columns.y_B for columns in batches])
     margins = {view: torch.cat([columns.margins[view] for columns in batches]) for view in batches[0].margins}
     finite_N = torch.cat([*margins.values()], dim=1).isfinite().all(1)
@@ -343,6 +358,7 @@ def _analysis(name: str, num_classes: int, batches: Sequence[_Columns]) -> Analy
         n=len(y_N),
         num_classes=num_classes,
         gates=tuple(_gate_analysis(gate, [columns.gates[gate] for columns in batches]) for gate in batches[0].gates),
+        oracle=oracle,
         margins={
             view: MarginsByClass(*(_by_class(values_N, y_N, finite_N, num_classes) for values_N in values_N2.unbind(1)))
             for view, values_N2 in margins.items()

@@ -60,6 +60,9 @@ class Analysis:
     attack: str
     n: int
     gates: tuple[Gate, ...]
+    oracle: tuple[Rate, Rate] | None
+    """Clean and under that attack, of a mixture's experts if the gate knew the label; None for other models, and where
+    it was not measured."""
     margins: Mapping[str, Margins]
     """Of "model" and, for a dual model, of "standard" and "robust"."""
     counts: tuple[int, ...]
@@ -83,6 +86,7 @@ def read_analysis(path: Path) -> Analysis | None:
         attack=record.text("attack"),
         n=n,
         gates=tuple(_gate(gate, n) for gate in record.items("gates")),
+        oracle=None if record.values.get("oracle") is None else _rates(record.fields("oracle")),
         margins={name: _margins(margins.fields(name), classes) for name in parts},
         counts=tuple(int(count or 0) for count in _sized(record, "counts", record.numbers("counts"), classes)),
         invalid=record.integer("invalid"),

@@ -1,12 +1,17 @@
 """Routers, gates, dispatch and the mixtures made of them."""
 
+from phalanx.routing.adaptive import AdaptiveSmoothing, Smoothed
 from phalanx.routing.controls import ControlGate, with_gate
+from phalanx.routing.counts import Counts, counts
 from phalanx.routing.dual import DualModel, DualRoute
 from phalanx.routing.ensemble import Ensemble
 from phalanx.routing.gates import gate
-from phalanx.routing.hierarchical import HierarchicalRouter
+from phalanx.routing.hierarchical import HierarchicalRouter, build_hierarchical
 from phalanx.routing.moe import MixtureOfExperts
+from phalanx.routing.moe_conv import ExpertNorm2d, MoEConv2d, RoutedLayers
+from phalanx.routing.moe_layers import FeatureRouter, LayerMixture
 from phalanx.routing.nuts import LogitMap, MixedNUTS, normalised
+from phalanx.routing.resnet_router import ResNetRouter
 from phalanx.routing.route import (
     Route,
     Routed,
@@ -27,24 +32,35 @@ from phalanx.routing.stats import gate_entropy, load_balance, load_per_expert
 
 __all__ = [
     "ROUTERS",
+    "AdaptiveSmoothing",
     "CNNRouter",
     "ControlGate",
+    "Counts",
     "DualModel",
     "DualRoute",
     "Ensemble",
+    "ExpertNorm2d",
+    "FeatureRouter",
     "HierarchicalRouter",
+    "LayerMixture",
     "LinearRouter",
     "LogitMap",
     "MLPRouter",
     "MixedNUTS",
     "MixtureOfExperts",
+    "MoEConv2d",
+    "ResNetRouter",
     "Route",
     "RouteTree",
     "Routed",
+    "RoutedLayers",
     "RoutedModel",
+    "Smoothed",
     "SynergyOfExperts",
     "UniformRouter",
+    "build_hierarchical",
     "build_router",
+    "counts",
     "dense",
     "flipped",
     "gate",

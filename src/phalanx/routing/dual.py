@@ -90,20 +90,29 @@ class DualModel(nn.Module):
 
         With `mix` = "logits" the mixed logits (B, C). Raises TypeError unless `route` is a `DualRoute`.
         """
-        if not (route is None or isinstance(route, DualRoute)):
-            raise TypeError(f"a dual model takes a DualRoute, one route for each half, got {type(route).__name__}")
-        held_standard, held_robust = (None, None) if route is None else route
+        held_standard, held_robust = self._held(route)
         standard, standard_route = _pass(self.standard, x, held_standard, counts=self._alpha < 1)
         robust, robust_route = _pass(self.robust, x, held_robust, counts=self._alpha > 0)
         return Routed(self._mixed(standard, robust), DualRoute(standard_route, robust_route))
 
-    def _mixed(self, standard_BC: Tensor | None, robust_BC: Tensor | None) -> Tensor:
-        answers = [logits for logits in (standard_BC, robust_BC) if logits is not None]
+    @staticmethod
+    def _held(route: RouteTree | None) -> tuple[RouteTree | None, RouteTree | None]:
+        """The given routes of both halves, None for one that its gate decides."""
+        if not (route is None or isinstance(route, DualRoute)):
+            raise TypeError(f"a dual model takes a DualRoute, one route for each half, got {type(route).__name__}")
+        return (None, None) if route is None else route
+
+    @staticmethod
+    def _precise(*answers: Tensor) -> list[Tensor]:
+        """The halves' logits (B, C), float32 at least. Raises ValueError unless they are for the same classes."""
         if len({logits.shape for logits in answers}) > 1:
             shapes = " and ".join(str(tuple(logits.shape)) for logits in answers)
             raise ValueError(f"standard and robust must answer with logits for the same classes, got shapes {shapes}")
         # in half precision rounding would swamp the smaller probability; autocast leaves these float32 operations alone
-        answers = [logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in answers]
+        return [logits.to(torch.promote_types(logits.dtype, torch.float32)) for logits in answers]
+
+    def _mixed(self, standard_BC: Tensor | None, robust_BC: Tensor | None) -> Tensor:
+        answers = self._precise(*(logits for logits in (standard_BC, robust_BC) if logits is not None))
         if self._mix == "probabilities":
             answers = [logits.log_softmax(-1) for logits in answers]
         if len(answers) == 1:

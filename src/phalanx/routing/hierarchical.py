@@ -5,11 +5,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from phalanx.nn import record, spec_of
+from phalanx.routing.routers import Shape, build_router
 
 
 class HierarchicalRouter(nn.Module):
@@ -52,3 +54,17 @@ class HierarchicalRouter(nn.Module):
         groups_B1 = top_BG.log_softmax(-1).split(1, -1)
         parts = zip(groups_B1, self.groups, strict=True)
         return torch.cat([group_B1 + router(x).log_softmax(-1) for group_B1, router in parts], -1)
+
+
+def build_hierarchical(
+    inner: str, shape: Shape, num_experts: int, *, groups: int, **arguments: Any
+) -> HierarchicalRouter:
+    """A router of `groups` groups of equal size, `num_experts` / `groups` each, all its parts of the kind `inner` and
+    with its `arguments` (see `build_router`). Raises ValueError unless every group has at least two experts."""
+    if groups < 2 or num_experts % groups or num_experts < 2 * groups:
+        raise ValueError(
+            f"groups must be at least 2 and divide the {num_experts} experts into groups of at least 2, got {groups}"
+        )
+    sizes = [groups] + [num_experts // groups] * groups
+    top, *parts = [build_router(inner, shape, size, **arguments) for size in sizes]
+    return HierarchicalRouter(top, parts)

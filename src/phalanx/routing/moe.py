@@ -131,8 +131,10 @@ class MixtureOfExperts(nn.Module):
         return self.routed(x).logits
 
     def players(self) -> Mapping[str, Sequence[nn.Parameter]]:
-        """Who can move: "experts" unless they are frozen, and "router" unless it is or there is none."""
-        players = {"experts": list(self.experts.parameters())} if self.train_experts else {}
+        """Who can move: "experts" unless they are frozen, and "router" unless it is or there is none; of an expert that
+        is partly frozen, the parameters that want a gradient."""
+        experts = [parameter for parameter in self.experts.parameters() if parameter.requires_grad]
+        players = {"experts": experts} if self.train_experts else {}
         if self.router is not None and self.train_router:
             players["router"] = list(self.router.parameters())
         return players
