@@ -145,6 +145,7 @@ def analysis(*, duals: bool = False, margins: float = 0.1, counts: Sequence[int]
         "n": 10,
         "num_classes": 2,
         "gates": [{"name": name, **gate} for name in names],
+        "oracle": None if duals else {"n": 10, "clean": 9, "robust": 6},
         "margins": dict.fromkeys(("model", *(names if duals else ())), by_class),
         "counts": list(counts),
         "invalid": 1,
@@ -235,6 +236,7 @@ def make_evaluation(
     eps: str = "8/255",
     data_sha256: str = "ef" * 32,
     data_notes: Sequence[str] = (),
+    counts: Mapping[str, Any] | None = None,
 ) -> Path:
     """An evaluation's folder; by default 10 images, 8 right when clean, 5 of them held under pgd-50.
 
@@ -267,7 +269,8 @@ def make_evaluation(
             "view": None if view is None else dict(view),
             "model_sha256": MODEL_SHA256,
         }
-        write_json(folder / "evaluation.json", record)
+        # records of models that were not counted have no such key
+        write_json(folder / "evaluation.json", record if counts is None else {**record, "counts": dict(counts)})
     if analysis is not None:
         write_json(folder / "analysis.json", analysis)
     return folder

@@ -47,6 +47,8 @@ def test_an_analysis_is_told_gate_by_gate_and_class_by_class(tmp_path: Path) -> 
     )
     assert "Of 10 images, 30.0 % [10.8, 60.3] go to other experts under pgd-20" in gate.note
     assert "0.25 nats clean, 0.50 attacked; of an even one 0.69" in gate.note  # ln 2
+    # Wilson: 9 of 10, 6 of 10
+    assert "knew the label would be right on 90.0 % [59.6, 98.2] and hold 60.0 % [31.3, 83.2]" in gate.note
     assert margins.head == ("class", "n", "model, clean", "model, attacked")
     assert margins.lines == (("0", "2", "+0.600", "+0.100"), ("1", "8", "–", "–"))
     assert "without 1 whose answer was not finite" in margins.note
@@ -64,6 +66,7 @@ def test_a_dual_model_has_two_gates_and_three_margins(tmp_path: Path) -> None:
         "Routing and single experts, standard half",
         "Routing and single experts, robust half",
     )
+    assert "knew the label" not in standard.note + robust.note
     assert margins.head[2:] == (
         "model, clean",
         "model, attacked",
@@ -91,6 +94,7 @@ def test_without_the_file_there_is_no_analysis(page: Page) -> None:
             r"clean should be a list of numbers or nulls",
         ),
         ({"gates": [1]}, r"gates should be a list of objects, got \[1\]"),
+        ({"oracle": {"n": 1, "clean": 2, "robust": 0}}, r"oracle should count robust <= clean <= n"),
     ],
 )
 def test_a_damaged_analysis_is_named(tmp_path: Path, change: dict[str, Any], says: str) -> None:

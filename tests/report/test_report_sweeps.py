@@ -12,10 +12,11 @@ import pytest
 from report_sample import make_source, page_of, spec
 
 from phalanx.report import Page, render_html, terminal_table, to_json
+from phalanx.report.lines import headline_lines
 from phalanx.report.rate import Rate
 from phalanx.report.sections import outside_table
-from phalanx.report.sweeps import kind, sweep_plot
-from phalanx.report.tables import WIDTH
+from phalanx.report.sweeps import kind, printed_points, sweep_plot
+from phalanx.report.text import WIDTH
 
 
 def fgsm(*radii: str, **changes: Any) -> dict[str, dict[str, Any]]:
@@ -101,6 +102,24 @@ def test_the_curve_is_in_the_table_file(radii: Page) -> None:
 
 
 STEPS = {"pgd-10": "hhhhhhhh", "pgd-20": "hhhhhhhb", "pgd-50": "hhhhhhbb"}
+
+
+def test_what_a_paper_printed_of_a_curve_stands_in_its_data(tmp_path: Path) -> None:
+    printed = {"A": {"SA": 92.35, "fgsm:0.01": 52.32, "fgsm:0.09": 11.0}, "B": {"pgd-20": 1.0}}
+    budgets = fgsm("0.01", "0.02", "0.03", "0.09")
+    rows = [swept(tmp_path, RADII, budgets, label) for label in "AB"]
+    page = page_of(*rows, reported=printed, reported_source="a paper")
+    (sweep,) = page.sweeps
+    plot = sweep_plot("curve", page, sweep)
+    assert plot.head == ("Linf radius", "A, %", "B, %", "A, reported, %")
+    assert [line[3] for line in plot.lines] == ["52.32", "–", "–", "11.00"]
+    assert "What the paper printed stands in the data" in plot.note
+    # whose number it would be is not clear where two attacks share a radius
+    assert printed_points(["fgsm:0.01", "fgsm:2/200", "fgsm:0.02"], 2, {"A": {"fgsm:0.01": 52.32}}).head == ()
+    # one that is printed for a curve alone has no line in the first table
+    assert len(headline_lines(page.rows[0], page)) == 2 and len(headline_lines(page.rows[1], page)) == 1
+    with pytest.raises(ValueError, match=r"reported columns must be among .* got 'fgsm-0.01'"):
+        page_of(rows[0], reported={"A": {"fgsm-0.01": 1.0}})
 
 
 def test_steps_are_swept_too(tmp_path: Path) -> None:

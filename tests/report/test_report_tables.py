@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from report_sample import config, make_evaluation, make_run, make_source, page_of
 
 from phalanx.report import Page, RowSource, terminal_table, to_json
-from phalanx.report.tables import WIDTH, _aligned, _wrapped
+from phalanx.report.text import WIDTH, aligned, wrapped
 
 
 def test_the_table_to_the_letter(page: Page) -> None:
@@ -74,14 +74,14 @@ def test_long_labels_fit_and_control_characters_do_nothing(tmp_path: Path) -> No
 
 @given(st.lists(st.tuples(st.text(), st.text(), st.integers(0, 10**6).map(str)), min_size=1))
 def test_no_line_is_ever_longer_than_the_width(lines: list[tuple[str, ...]]) -> None:
-    assert all(len(line) <= WIDTH for line in _aligned(("a", "b", "n"), "llr", lines).splitlines())
+    assert all(len(line) <= WIDTH for line in aligned(("a", "b", "n"), "llr", lines).splitlines())
 
 
 @given(st.text(), st.integers(0, 8))
 def test_wrapping_keeps_every_word_within_the_width(text: str, indent: int) -> None:
-    wrapped = _wrapped(text, indent)
-    assert all(len(line) <= WIDTH for line in wrapped.splitlines())
-    assert "".join(wrapped.split()) == "".join(c if c.isprintable() else "\ufffd" for c in text).replace(" ", "")
+    broken = wrapped(text, indent)
+    assert all(len(line) <= WIDTH for line in broken.splitlines())
+    assert "".join(broken.split()) == "".join(c if c.isprintable() else "\ufffd" for c in text).replace(" ", "")
 
 
 def test_json_holds_counts_accuracies_intervals_and_budgets(page: Page) -> None:

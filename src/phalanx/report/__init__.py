@@ -7,10 +7,25 @@ but the page. Free of torch.
 from __future__ import annotations
 
 from phalanx.report.build import build_page
-from phalanx.report.files import write_report
+from phalanx.report.files import write_report, write_seeds_report
 from phalanx.report.html import render_html
 from phalanx.report.material import RowSource
 from phalanx.report.page import Page
+from phalanx.report.seeds import SeedTable, Spread, over_seeds
+from phalanx.report.seeds_page import seeds_text
 from phalanx.report.tables import terminal_table, to_json
 
-__all__ = ["Page", "RowSource", "build_page", "render_html", "terminal_table", "to_json", "write_report"]
+__all__ = [
+    "Page",
+    "RowSource",
+    "SeedTable",
+    "Spread",
+    "build_page",
+    "over_seeds",
+    "render_html",
+    "seeds_text",
+    "terminal_table",
+    "to_json",
+    "write_report",
+    "write_seeds_report",
+]

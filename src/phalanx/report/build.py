@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 from phalanx.errors import InputError
 from phalanx.report.columns import Faced, columns_of
 from phalanx.report.comparisons import margin_comparisons, tradeoffs
+from phalanx.report.counts import read_counts
 from phalanx.report.curves import NO_CURVES
 from phalanx.report.findings import caveats, evaluation_notices, summary, training_notices
 from phalanx.report.headline import KEYS, Column, column_of, shown_columns
 from phalanx.report.material import Material, RowSource, read_material
-from phalanx.report.page import Attack, ClassRates, Notice, Page, Row
+from phalanx.report.page import UNTRAINED, Attack, ClassRates, Notice, Page, Row
 from phalanx.report.records import flatten
 from phalanx.report.sweeps import sweeps
 from phalanx.runs import AttackSummary
 
 Reported = Mapping[str, Mapping[str, float]]
-"""By row label and column of the first table, in percent."""
+"""By row label and column of the first table, or attack of a curve such as "fgsm:0.03", in percent."""
+
+_SWEPT = re.compile(r"fgsm:.+|pgd-\d+")
 
 
 def build_page(
@@ -92,7 +96,7 @@ def _in_columns(faced: Sequence[Faced], places: Sequence[int | None]) -> tuple[A
 
 def _check_columns(reported: Reported) -> None:
     for label, columns in reported.items():
-        unknown = sorted(set(columns) - set(KEYS))
+        unknown = sorted(key for key in columns if key not in KEYS and not _SWEPT.fullmatch(key))
         if unknown:
             raise ValueError(f"reported columns must be among {', '.join(KEYS)}, got {unknown[0]!r} for {label!r}")
 
@@ -120,15 +124,18 @@ def _row(
     book, evaluation, parts = material.book, material.evaluation, material.parts.values()
     mixtures = tuple(mixture for part in parts for mixture in part.mixtures)
     names = _class_names(material)
+    counts = read_counts(evaluation)
     return Row(
         label=material.label,
         status=next((part.status for part in parts if part.status != "finished"), "finished"),
         view=material.kind,
         gate=_gate(material),
-        method=material.kind or material.run.config.fields("method").text("name"),
+        method=_method(material),
         mixtures=mixtures,
         alpha=_alpha(material),
-        parameters=sum(part.model.integer("parameters") for part in parts),
+        # of a view its runs' may not be its own: another gate has another router
+        parameters=counts.parameters if counts else sum(part.model.integer("parameters") for part in parts),
+        counts=counts,
         seed=material.run.config.integer("seed"),
         weights=None if evaluation is None else evaluation.text("weights"),
         clean=book.clean,
@@ -149,6 +156,13 @@ def _row(
         measurement=_measurement(material),
         environment=_environment(material),
     )
+
+
+def _method(material: Material) -> str:
+    if material.kind is not None:
+        return material.kind
+    config = material.run.config
+    return config.fields("method").text("name") if config.fields("training").integer("epochs") else UNTRAINED
 
 
 def _alpha(material: Material) -> float | None:

@@ -77,6 +77,6 @@ def _labels(attacks: Sequence[Faced]) -> list[str]:
 
 
 def _named(summary: AttackSummary) -> str:
-    # the joint attack on both halves of a dual model has no other surface
-    named = summary.surface in ("whole", "halves") or f"@{summary.surface}:" in f"{summary.attack}:"
+    # the joint attack on both halves of a dual model has no other surface, nor has the one on its mixing network
+    named = summary.surface in ("whole", "halves", "mixing") or f"@{summary.surface}:" in f"{summary.attack}:"
     return summary.attack if named else f"{summary.attack} on {summary.surface}"

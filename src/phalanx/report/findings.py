@@ -7,7 +7,7 @@ from typing import Any
 
 from phalanx.report.curves import Curves
 from phalanx.report.mixture import Mixture
-from phalanx.report.page import Attack, Notice, Row
+from phalanx.report.page import UNTRAINED, Attack, Notice, Row
 from phalanx.report.rate import Rate
 from phalanx.report.words import bounds, listed, percent, plural
 from phalanx.runs import AttackSummary
@@ -15,6 +15,9 @@ from phalanx.runs.summary import radius
 
 SMALL_N = 1000
 """Below this many images the interval of an accuracy spans more than 6 points in the middle."""
+
+ONE_SEED = "Each row is one training run with one seed"
+"""How the caveat begins that several seeds answer."""
 
 ZERO_GRADIENT_ALARM = 0.05
 """A larger share of images without any gradient: the training attack is blind on them."""
@@ -57,6 +60,9 @@ def _architecture(row: Row) -> str:
 
 
 def _mixture(mixture: Mixture) -> str:
+    if mixture.scale is not None and mixture.experts > 1:
+        share = f"{mixture.experts} experts of {mixture.scale:g} of the channels"
+        return f"a {mixture.expert} whose layers are divided into {share}"
     if mixture.experts == 1:
         return f"a single {mixture.expert}"
     chosen = "all of which answer" if mixture.top_k in ("all", mixture.experts) else f"{mixture.top_k} of which answers"
@@ -66,6 +72,8 @@ def _mixture(mixture: Mixture) -> str:
 
 
 def _made(row: Row) -> str:
+    if row.method == UNTRAINED:
+        return "not trained here"
     return "put together from trained runs" if row.is_view else f"trained with method {row.method}"
 
 
@@ -133,8 +141,11 @@ def _aims_at_routing(attack: Attack) -> bool:
     return attack.surface != "whole" or attack.spec.get("objective", "margin") not in _GENERAL_OBJECTIVES
 
 
+_HALVES = ("standard", "robust", "halves")
+
+
 def _aims_at_halves(attack: Attack) -> bool:
-    return attack.surface in ("standard", "robust", "halves")
+    return attack.surface in _HALVES
 
 
 def _sample_caveats(rows: Sequence[Row]) -> Iterator[str]:
@@ -146,7 +157,7 @@ def _sample_caveats(rows: Sequence[Row]) -> Iterator[str]:
             "points wide, and smaller differences may be chance."
         )
     both = ", or several such runs put together" if any(row.is_view for row in rows) else ""
-    yield f"Each row is one training run with one seed{both}: the intervals do not hold the spread between seeds."
+    yield f"{ONE_SEED}{both}: the intervals do not hold the spread between seeds."
 
 
 def _rates(row: Row) -> list[Rate]:
@@ -158,7 +169,8 @@ def _comparison_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Itera
         yield "The rows were evaluated on different images, so their accuracies do not compare directly."
     if len({(row.measurement["norm"], row.measurement["eps"]) for row in rows}) > 1:
         yield "The rows were attacked within different budgets, so their robust accuracies do not compare."
-    common = [not _aims_at_halves(attack) for attack in attacks]
+    # only some dual models have a mixing network
+    common = [attack.surface not in (*_HALVES, "mixing") for attack in attacks]
     if len({row.worst is None for row in rows}) > 1 or len({_faced(row, common) for row in rows}) > 1:
         yield "Not every row faced every attack, so the worst cases do not compare."
     elif len({_faced(row, [True] * len(attacks)) for row in rows}) > 1:

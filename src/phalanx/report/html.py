@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
+from typing import Any
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -44,28 +45,13 @@ class Grid:
 
 def render_html(page: Page) -> str:
     """The whole page; the same page gives the same text, byte for byte."""
-    environment = Environment(
-        loader=FunctionLoader(_template),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {
-        "percent": percent,
-        "bounds": bounds,
-        "plural": plural,
-        "unbroken": _unbroken,
-        "rate": lambda attack: Rate(attack.held, attack.n),
-    }
     drawn = [attack for sweep in page.sweeps for attack in sweep.attacks]
     labels = tuple(row.label for row in page.rows)
-    return environment.get_template("page.html.j2").render(
+    return render(
+        "page.html.j2",
         page=page,
-        version=__version__,
         headline=[headline_lines(row, page) for row in page.rows],
-        legend=list(legend(page)),
+        legend=list(legend(page.columns)),
         remarks=list(remarks(page)),
         released=released_table(page),
         outside=outside_table(page, without=drawn),
@@ -83,6 +69,26 @@ def render_html(page: Page) -> str:
         environments=_grid(labels, [row.environment for row in page.rows]),
         settings=_grid(labels, [row.settings for row in page.rows]),
     )
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from its template."""
+    environment = Environment(
+        loader=FunctionLoader(_template),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "bounds": bounds,
+        "plural": plural,
+        "unbroken": _unbroken,
+        "rate": lambda attack: Rate(attack.held, attack.n),
+    }
+    return environment.get_template(template).render(version=__version__, **values)
 
 
 def _template(name: str) -> str:

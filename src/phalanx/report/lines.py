@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from phalanx.report.headline import WORST, Column
@@ -33,9 +33,9 @@ def headline_lines(row: Row, page: Page) -> list[Line]:
     """
     measured = tuple(_cell(column, row.columns.get(column.key)) for column in page.columns)
     lines = [Line(row.label, MEASURED, measured)]
-    if row.reported:
-        printed = tuple(_printed(row.reported.get(column.key)) for column in page.columns)
-        lines.append(Line(row.label, REPORTED, printed))
+    if any(column.key in row.reported for column in page.columns):
+        reported = tuple(printed(row.reported.get(column.key)) for column in page.columns)
+        lines.append(Line(row.label, REPORTED, reported))
     if page.reported_source:
         for name, rates in row.released_columns.items():
             said = tuple(_cell(column, rates.get(column.key)) for column in page.columns)
@@ -47,14 +47,14 @@ def _cell(column: Column, rate: Rate | None) -> str:
     return rated(rate) if rate is None or column.key == WORST else percent(rate.share)
 
 
-def _printed(value: float | None) -> str:
-    # two decimals, as papers print them: it also tells the line from one that was measured
+def printed(value: float | None) -> str:
+    """A paper's number with two decimals, as papers print them: that also tells it from one that was measured."""
     return ABSENT if value is None else f"{value:.2f}"
 
 
-def legend(page: Page) -> Iterator[tuple[str, str]]:
+def legend(columns: Sequence[Column]) -> Iterator[tuple[str, str]]:
     """Each column and what it is, with the names of the attacks whose union it is."""
-    for column in page.columns:
+    for column in columns:
         under = f" ({', '.join(column.attacks)})" if column.attacks else ""
         yield column.head, column.says + under
 

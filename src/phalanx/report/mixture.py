@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from phalanx.report.records import Fields
 
@@ -17,15 +17,23 @@ class Mixture:
     top_k: int | str
     synergy: bool = False
     """Whether the experts choose among themselves, as Synergy-of-Experts does, instead of a gate."""
+    scale: float | None = None
+    """Of a layer-level mixture each expert's share of the routed layers' channels: `expert` is then their network."""
+    kept: float | None = None
+    """Of a single masked network the share of filters that the mask keeps."""
 
     @property
     def text(self) -> str:
-        """For example "4 x mlp, top-1", "single mlp" or "SoE of 3 x mlp"."""
+        """For example "4 x mlp, top-1", "single mlp", "SoE of 3 x mlp" or "resnet18 of 2 x 0.5, top-1"."""
         if self.synergy:
             return f"SoE of {self.experts} x {self.expert}"
+        if self.kept is not None:
+            return f"single {self.expert}, {self.kept:g} of the filters"
         if self.experts == 1:
-            return f"single {self.expert}"
+            return f"single {self.expert}" + ("" if self.scale is None else f" at scale {self.scale:g}")
         answering = "all" if self.top_k in ("all", self.experts) else f"top-{self.top_k}"
+        if self.scale is not None:
+            return f"{self.expert} of {self.experts} x {self.scale:g}, {answering}"
         return f"{self.experts} x {self.expert}, {answering}"
 
 
@@ -43,6 +51,11 @@ def mixtures_of(model: Fields, record: Fields) -> tuple[Mixture, ...]:
         return (_mixture(model.text("expert"), model.integer("experts"), model),)
     if model.text("name") == "soe":
         return (Mixture(model.text("expert"), model.integer("experts"), 1, synergy=True),)
+    if model.text("name") == "layers":
+        mixture = _mixture(model.text("backbone"), model.integer("experts"), model)
+        return (replace(mixture, scale=model.number("scale")),)
+    if model.text("name") == "masked":
+        return (Mixture(model.text("backbone"), 1, 1, kept=model.number("scale")),)
     if model.text("name") == "assembled":
         return (_from_spec(record.fields("spec")),)
     halves = record.fields("spec").fields("arguments")

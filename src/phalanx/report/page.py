@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from phalanx.report.analysis import Analysis, MarginChange
+from phalanx.report.counts import Counts
 from phalanx.report.curves import Curves
 from phalanx.report.headline import WORST, Column
 from phalanx.report.mixture import Mixture
 from phalanx.report.rate import Rate
 from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import JSON
+
+UNTRAINED = "none"
+"""The method of a run of no epochs: its weights came with it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Row:
     status: str
     """Of the training run: finished, running, diverged or interrupted; of two, that of the one that is not finished."""
     method: str
-    """Of training; for a model that is put together from runs its kind."""
+    """Of training, or `UNTRAINED`; for a model that is put together from runs its kind."""
     view: str | None
     """The kind of a model that is put together from runs, with no training of its own: "dual", "mixed_nuts",
     "ensemble" or "gate"; None for a run as it is."""
@@ -65,6 +69,8 @@ class Row:
     alpha: float | None
     """Weight of a dual model's robust half; None for another, and where the evaluation of a view did not end."""
     parameters: int
+    counts: Counts | None
+    """None where they were not counted."""
     seed: int
     weights: str | None
     """"best" or "last"; None where the evaluation did not end."""
@@ -82,7 +88,7 @@ class Row:
     outside: tuple[AttackSummary | None, ...]
     """In the order of the page's attacks outside the threat; they have no part in `worst` and `columns` either."""
     reported: Mapping[str, float]
-    """What a paper printed, in percent, by `Column.key`."""
+    """What a paper printed, in percent, by `Column.key`, or by the name of an attack that is part of a curve."""
     class_names: tuple[str, ...]
     """Of every class of the data, by label."""
     classes: tuple[ClassRates, ...]

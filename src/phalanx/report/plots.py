@@ -13,6 +13,8 @@ from phalanx.report.svg import INK, MUTED, SERIES, figure, render, styled
 from phalanx.report.words import clipped
 
 _DASHES = ("-", "--", ":", "-.")
+# a longer legend makes a plot taller, not its axes smaller
+_LEGEND_LINE, _LEGEND_LINES = 16, 5
 _LINE = 18.0
 """Height of one line of the interval plot."""
 
@@ -111,7 +113,7 @@ def line_plot(
         percent: fixes the scale to 0 to 100.
     """
     with styled(name):
-        drawing, axes = figure(350, 235)
+        drawing, axes = figure(350, 235 + _LEGEND_LINE * max(0, len(series) - _LEGEND_LINES))
         for number, line in enumerate(series):
             _draw_line(axes, line, _DASHES[number % len(_DASHES)])
         if across == "epoch":

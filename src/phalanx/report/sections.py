@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from phalanx.report.analysis import Analysis, Gate, MarginChange
+from phalanx.report.counts import HEAD, NOT_COUNTED, NOTE
 from phalanx.report.curves import LATE
 from phalanx.report.page import Attack, MarginComparison, Page, Row
 from phalanx.report.rate import Rate
@@ -66,9 +67,15 @@ def outside_table(page: Page, without: Collection[Attack] = ()) -> Table | None:
 
 
 def across_rows(page: Page) -> list[Table]:
-    """Tables that compare the rows: routes changed, classes, stability of training, margins."""
-    tables = [_flips(page), _classes(page), _stability(page)]
+    """Tables that compare the rows: counts, routes changed, classes, stability of training, margins."""
+    tables = [_counts(page), _flips(page), _classes(page), _stability(page)]
     return [*(table for table in tables if table.lines), *map(_margin_change, page.margin_comparisons)]
+
+
+def _counts(page: Page) -> Table:
+    counted = any(row.counts for row in page.rows)
+    lines = [(row.label, *(row.counts.cells if row.counts else NOT_COUNTED)) for row in page.rows if counted]
+    return Table("Counts", NOTE, HEAD, tuple(lines))
 
 
 def _flips(page: Page) -> Table:
@@ -167,7 +174,7 @@ def _gates(analysis: Analysis) -> Iterator[Table]:
             f"Of {of_n}, {share} go to other experts under {analysis.attack} on the whole model. "
             f"Entropy of the gate: {_nats(gate.entropy_clean)} nats clean, {_nats(gate.entropy_attacked)} attacked; "
             f"of an even one {even:.2f}. Own: the images that the gate sends to the expert when they are clean. "
-            f"RA: under {analysis.attack} on that expert alone.",
+            f"RA: under {analysis.attack} on that expert alone.{_oracle(analysis)}",
             (
                 "expert",
                 "load clean, %",
@@ -180,6 +187,16 @@ def _gates(analysis: Analysis) -> Iterator[Table]:
             ),
             tuple(_expert(gate, number) for number in range(len(gate.experts))),
         )
+
+
+def _oracle(analysis: Analysis) -> str:
+    if analysis.oracle is None:
+        return ""
+    clean, robust = (f"{percent(rate.share)} % {bounds(rate)}" for rate in analysis.oracle)
+    return (
+        f" A gate that knew the label would be right on {clean} and hold {robust}: no accuracy of a model, but what no "
+        "gate that sends each image to one of these experts can exceed under this attack."
+    )
 
 
 def _gate_title(name: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
 
 from phalanx.report.figures import Plot, banded
+from phalanx.report.lines import printed
 from phalanx.report.page import Attack, Page, Row, Sweep, Swept
 from phalanx.report.plots import Series, line_plot
 from phalanx.report.rate import Rate
@@ -87,15 +88,44 @@ def sweep_plot(name: str, page: Page, sweep: Sweep) -> Plot:
     series = [_line(sweep, page.rows[place].label, place) for place in shown]
     title = f"Robust accuracy by {_across(sweep)}: {kind(sweep)}"
     names = listed([attack.label for attack in sweep.attacks])
+    reported = {row.label: row.reported for row in page.rows}
+    points = printed_points([attack.name for attack in sweep.attacks], len(sweep.values), reported)
     return Plot(
         title,
-        f"Each attack by itself, in percent of all images; the bands are 95 % intervals: {names}.",
+        f"Each attack by itself, in percent of all images; the bands are 95 % intervals: {names}.{points.note}",
         Markup(line_plot(name, series, "accuracy, %", title, across=_across(sweep), percent=True)),
-        (_across(sweep), *(f"{page.rows[place].label}, %" for place in shown)),
+        (_across(sweep), *(f"{page.rows[place].label}, %" for place in shown), *points.head),
         tuple(
-            (value, *(rated(rates[place]) for place in shown))
-            for value, rates in zip(sweep.names, sweep.rates, strict=True)
+            (value, *(rated(rates[place]) for place in shown), *said)
+            for value, rates, said in zip(sweep.names, sweep.rates, points.lines, strict=True)
         ),
+    )
+
+
+class PrintedPoints(NamedTuple):
+    """What a paper printed of a curve, as further columns of its data."""
+
+    head: tuple[str, ...]
+    lines: tuple[tuple[str, ...], ...]
+    """By value."""
+    note: str
+
+
+def printed_points(attacks: Sequence[str], values: int, reported: Mapping[str, Mapping[str, float]]) -> PrintedPoints:
+    """The columns of the rows of which something is printed; none where several attacks share a value.
+
+    Args:
+        attacks: names of the curve's attacks, by increasing value.
+        values: how many values there are.
+        reported: by row label and attack.
+    """
+    told = [label for label, said in reported.items() if any(name in said for name in attacks)]
+    if not told or len(attacks) != values:
+        return PrintedPoints((), ((),) * values, "")
+    return PrintedPoints(
+        tuple(f"{label}, reported, %" for label in told),
+        tuple(tuple(printed(reported[label].get(name)) for label in told) for name in attacks),
+        " What the paper printed stands in the data beside it.",
     )
 
 

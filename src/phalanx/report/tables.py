@@ -13,14 +13,12 @@ from phalanx.report.page import Attack, MarginComparison, Page, Row, Sweep
 from phalanx.report.rate import Rate
 from phalanx.report.sections import outside_table, released_table
 from phalanx.report.sweeps import kind
-from phalanx.report.words import ABSENT, bounds, clipped, percent
+from phalanx.report.text import aligned, wrapped
+from phalanx.report.words import ABSENT, bounds, percent
 from phalanx.runs import AttackSummary
 
 TABLE_SCHEMA = 1
-WIDTH = 100
-"""Characters of the terminal table."""
 
-_GAP = "  "
 _TOLD_ROWS = 3
 """Of more rows, the terminal does not print every attack."""
 # so that all columns and a label of 14 characters fit beside each other
@@ -36,17 +34,17 @@ def terminal_table(page: Page) -> str:
     The papers' columns and the worst case first; of up to 3 rows then every attack with its n and 95 % Wilson interval.
     """
     parts = [
-        _wrapped(page.title),
+        wrapped(page.title),
         _headline(page),
         "\n".join(_legend(page)),
         *_attack_by_attack(page),
-        _aligned(
+        aligned(
             ("model", "method", "architecture", "parameters", "largest load"),
             "lllrr",
             [_model_line(row) for row in page.rows],
         ),
-        "\n".join(_wrapped(f"{notice.kind.upper()}  {notice.label}: {notice.text}", 4) for notice in page.notices),
-        "\n".join(_wrapped(f"- {caveat}", 2) for caveat in page.caveats),
+        "\n".join(wrapped(f"{notice.kind.upper()}  {notice.label}: {notice.text}", 4) for notice in page.notices),
+        "\n".join(wrapped(f"- {caveat}", 2) for caveat in page.caveats),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -61,14 +59,14 @@ def _headline(page: Page) -> str:
             lines.append((row.label, *own[0].cells))
         else:
             lines += [(row.label,), *((f"  {line.kind}", *line.cells) for line in own)]
-    return _aligned(("model", *heads), "l" + "r" * len(heads), lines)
+    return aligned(("model", *heads), "l" + "r" * len(heads), lines)
 
 
 def _legend(page: Page) -> Iterator[str]:
-    for key, says in legend(page):
-        yield _wrapped(f"{key}: {says}", 4)
+    for key, says in legend(page.columns):
+        yield wrapped(f"{key}: {says}", 4)
     for remark in remarks(page):
-        yield _wrapped(remark)
+        yield wrapped(remark)
 
 
 def _attack_by_attack(page: Page) -> list[str]:
@@ -76,19 +74,19 @@ def _attack_by_attack(page: Page) -> list[str]:
         return [*_released(page), "Each attack by itself is in report.html and table.json."]
     lines = [line for row in page.rows for line in _row_lines(row, page.attacks)]
     head = ("model", "measured", "n", "held", "accuracy %", "95 % interval")
-    return [_aligned(head, "llrrrr", lines), *_released(page), *_outside(page)]
+    return [aligned(head, "llrrrr", lines), *_released(page), *_outside(page)]
 
 
 def _released(page: Page) -> list[str]:
     table = released_table(page)
     if table is None or page.reported_source:
         return []
-    return [f"{table.title}\n\n{_aligned(table.head, 'llrrr', table.lines)}"]
+    return [f"{table.title}\n\n{aligned(table.head, 'llrrr', table.lines)}"]
 
 
 def _outside(page: Page) -> list[str]:
     table = outside_table(page)
-    return [] if table is None else [f"{table.title}\n\n{_aligned(table.head, 'lllrr', table.lines)}"]
+    return [] if table is None else [f"{table.title}\n\n{aligned(table.head, 'lllrr', table.lines)}"]
 
 
 def _row_lines(row: Row, attacks: Sequence[Attack]) -> Iterator[tuple[str, ...]]:
@@ -108,54 +106,6 @@ def _result(label: str, measured: str, rate: Rate) -> tuple[str, ...]:
 def _model_line(row: Row) -> tuple[str, ...]:
     load = ABSENT if row.largest_load is None else f"{percent(row.largest_load)} %"
     return row.label, row.method, row.architecture, f"{row.parameters:,}", load
-
-
-def _aligned(head: tuple[str, ...], sides: str, lines: Sequence[tuple[str, ...]]) -> str:
-    """Columns at their natural width; text columns ("l") give way until the table fits.
-
-    A head may have several lines. A line of one cell runs across all columns.
-    """
-    heads = _stacked(head)
-    table = [tuple(_printable(cell) for cell in line) for line in (*heads, *lines)]
-    widths = [max(map(len, column)) for column in zip(*(line for line in table if len(line) > 1), strict=True)]
-    text = [place for place, side in enumerate(sides) if side == "l"]
-    while sum(widths) + len(_GAP) * (len(widths) - 1) > WIDTH:
-        widths[max(text, key=lambda place: widths[place])] -= 1
-    rendered = [_spaced(line, widths, sides) for line in table]
-    rule = _GAP.join("-" * width for width in widths)
-    return "\n".join([*rendered[: len(heads)], rule, *rendered[len(heads) :]])
-
-
-def _stacked(head: tuple[str, ...]) -> list[tuple[str, ...]]:
-    """The lines of a head whose cells may hold several, the last ones on one level."""
-    cells = [cell.split("\n") for cell in head]
-    height = max(map(len, cells))
-    return list(zip(*([""] * (height - len(cell)) + cell for cell in cells), strict=True))
-
-
-def _spaced(line: tuple[str, ...], widths: Sequence[int], sides: str) -> str:
-    if len(line) == 1:
-        return clipped(line[0], WIDTH)
-    cells = zip(line, widths, sides, strict=True)
-    return _GAP.join(
-        f"{clipped(cell, width):{'<' if side == 'l' else '>'}{width}}" for cell, width, side in cells
-    ).rstrip()
-
-
-def _wrapped(text: str, indent: int = 0) -> str:
-    lines = [""]
-    for word in _printable(text).split():
-        pieces = [word[start : start + WIDTH - indent] for start in range(0, len(word), WIDTH - indent)]
-        for piece in pieces:
-            if lines[-1].strip() and len(lines[-1]) + 1 + len(piece) > WIDTH:
-                lines.append(" " * indent)
-            lines[-1] += f" {piece}" if lines[-1].strip() else piece
-    return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    """Without control characters: a label must not be able to drive the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
@@ -202,6 +152,7 @@ def _row_json(row: Row, page: Page) -> dict[str, Any]:
         "top_k": single and single.top_k,
         "alpha": row.alpha,
         "parameters": row.parameters,
+        "counts": row.counts and row.counts.to_json(),
         "seed": row.seed,
         "weights": row.weights,
         "n": row.n,

@@ -10,7 +10,8 @@ from phalanx.workflow.evaluating import (
     evaluation_folder,
 )
 from phalanx.workflow.reporting import data_config, find_rows, report_on
-from phalanx.workflow.reproducing import Reproduction, reproduction
+from phalanx.workflow.reproducing import Reproduction, reproduction, whole_study
+from phalanx.workflow.seeds import parse_seeds, report_over_seeds, seed_folder
 from phalanx.workflow.studies import Plan, default_workers, make_study, perform, plan
 from phalanx.workflow.training import Trained, prepare_run, run_config, train_into, train_run
 
@@ -30,14 +31,18 @@ __all__ = [
     "evaluation_folder",
     "find_rows",
     "make_study",
+    "parse_seeds",
     "perform",
     "pick_device",
     "plan",
     "prepare_run",
     "processor_name",
     "report_on",
+    "report_over_seeds",
     "reproduction",
     "run_config",
+    "seed_folder",
     "train_into",
     "train_run",
+    "whole_study",
 ]
