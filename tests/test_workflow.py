@@ -420,6 +420,10 @@ def test_a_dual_model_of_the_study(study: tuple[Plan, Path, list[tuple[str, str]
     assert records["dual"]["view"] == {"kind": "dual", "alpha": 0.7, "mix": "probabilities", "picked": None}
     picked = records["picked"]["view"]
     assert 0.5 <= picked["alpha"] <= 1 and picked["picked"]["keep"] == 0.9
+    # both halves run; without the gate that was trained there is no router
+    for count, found in records["dual"]["counts"].items():
+        assert found == sum(records[half]["counts"][count] for half in ("st", "at"))
+    assert records["at"]["counts"]["router_macs"] > 0 == records["uniform"]["counts"]["router_macs"]
     # nothing but the mix of the two runs' weights
     expected = DualModel(load(folder / "st"), load(folder / "at"), 0.7)
     assert records["dual"]["model_sha256"] == model_sha256(expected)

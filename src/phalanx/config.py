@@ -14,6 +14,7 @@ from pydantic import Field
 from phalanx.data.config import DataConfig
 from phalanx.errors import InputError
 from phalanx.loading import Loaded, load_recipe
+from phalanx.loading.layers import BELONGS_TO
 from phalanx.methods import ST, AnyMethod
 from phalanx.rng import derive_seed
 from phalanx.threat import ThreatModel
@@ -26,18 +27,41 @@ Scalar = int | float | str | bool
 class RouterConfig:
     """What decides which experts answer."""
 
-    name: Literal["linear", "mlp", "cnn"] = "linear"
-    """One linear layer on the pixels, a fully connected network, or a small convolutional one."""
+    name: Literal["linear", "mlp", "cnn", "resnet20", "hierarchical"] = "linear"
+    """One linear layer on the pixels, a fully connected network, a small convolutional one, AdvMoE's ResNet-20, or a
+    router of routers: one chooses a group of experts, and one for each group an expert in it."""
+    groups: int | None = None
+    """Of a hierarchical router: how many groups of equal size, group 0 being the first experts."""
+    inner: Literal["linear", "mlp", "cnn", "resnet20"] | None = None
+    """Of a hierarchical router: the kind of all routers in it; None is linear."""
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers of mlp or cnn; None is the router's own default."""
     train: bool = True
     """False keeps the router at its random initial weights (the released dual-model code's choice)."""
 
     def __post_init__(self) -> None:
-        if self.hidden is not None and self.name == "linear":
-            raise ValueError(f"hidden cannot be set for a linear router, got {self.hidden}; choose mlp or cnn")
+        if self.name != "hierarchical" and (self.groups, self.inner) != (None, None):
+            raise ValueError(f"groups and inner are of a hierarchical router, got a {self.name} one; leave them out")
+        if self.name == "hierarchical" and self.groups is None:
+            raise ValueError("groups must be given for a hierarchical router, for example 2")
+        if self.hidden is not None and self.kind in ("linear", "resnet20"):
+            raise ValueError(f"hidden cannot be set for a {self.kind} router, got {self.hidden}; choose mlp or cnn")
         if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
             raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
+
+    @property
+    def kind(self) -> str:
+        """Of the router, or of those in a hierarchical one."""
+        return (self.inner or "linear") if self.name == "hierarchical" else self.name
+
+    def check_experts(self, experts: int) -> None:
+        """Raises ValueError unless the router can choose among so many."""
+        groups = self.groups
+        if groups is not None and (groups < 2 or experts % groups or experts < 2 * groups):
+            raise ValueError(
+                f"router.groups must be at least 2 and divide the {experts} experts into groups of at least 2, "
+                f"got {groups}"
+            )
 
 
 def _check_gate(top_k: int | Literal["all"], experts: int, temperature: float) -> None:
@@ -53,10 +77,10 @@ class MixtureConfig:
 
     name: Literal["mixture"] = "mixture"
     expert: str = "small_cnn"
-    """"mlp", "small_cnn", "resnet18", or your own "module:factory"."""
+    """"mlp", "small_cnn", "resnet18", timm's "timm:MODEL", or your own "module:factory"."""
     experts: int = 4
     """How many experts."""
-    options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict)
+    options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict, metadata={BELONGS_TO: "expert"})
     """The expert's own options, such as {width: 16}."""
     router: RouterConfig = field(default_factory=RouterConfig)
     """Unused by a single network."""
@@ -71,6 +95,8 @@ class MixtureConfig:
         _check_gate(self.top_k, self.experts, self.temperature)
         if not re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", self.expert):
             raise ValueError(f"expert must be a name or 'module:factory', got {self.expert!r}")
+        if self.experts > 1:
+            self.router.check_experts(self.experts)
 
     @property
     def made_of(self) -> Mapping[str, str]:
@@ -126,6 +152,30 @@ class DualConfig(_TwoHalves):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig(_TwoHalves):
+    """A dual model whose weight is decided for each image by a mixing network (see `AdaptiveSmoothing`); method
+    adaptive_smoothing trains that alone."""
+
+    name: Literal["adaptive"] = "adaptive"
+    scales: tuple[float, float] = (2.0, 1.0)
+    """Inverse temperatures of the standard and of the robust half's logits."""
+    alpha_range: tuple[float, float] = (0.8, 1.0)
+    """What the weight of the robust half is squeezed into after training; its lower end is what `DualConfig.alpha` is
+    there: the protection that holds whatever the mixing network says."""
+    hidden: int = 64
+    """Width of the mixing network's hidden layer."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.scales) <= 0:
+            raise ValueError(f"scales must be positive, got {self.scales}")
+        if not 0 <= self.alpha_range[0] < self.alpha_range[1] <= 1:
+            raise ValueError(f"alpha_range must go up within [0, 1], got {self.alpha_range}")
+        if self.hidden < 1:
+            raise ValueError(f"hidden must be at least 1, got {self.hidden}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class AssembledConfig:
     """A mixture whose experts are finished runs of single networks, behind a new router; their kinds may differ."""
 
@@ -134,6 +184,9 @@ class AssembledConfig:
     """Finished runs' folders or, in a study, names of its runs: at least two."""
     router: RouterConfig = field(default_factory=RouterConfig)
     """What weighs or chooses them."""
+    router_from: str | None = None
+    """A finished run, as for `experts`, whose router this one begins as: one of the same experts and of the same
+    router. None begins with a new one."""
     top_k: int | Literal["all"] = "all"
     """How many experts answer for each image; "all" is the soft gate."""
     temperature: float = 1.0
@@ -148,12 +201,16 @@ class AssembledConfig:
             raise ValueError(f"experts must name at least two runs, got {len(self.experts)}")
         if len(set(self.experts)) < len(self.experts):
             raise ValueError(f"experts must be different runs, got one twice in {', '.join(self.experts)}")
+        if self.router_from in self.experts:
+            raise ValueError(f"router_from must be a run of its own, got {self.router_from}, which is an expert")
         _check_gate(self.top_k, len(self.experts), self.temperature)
+        self.router.check_experts(len(self.experts))
 
     @property
     def made_of(self) -> Mapping[str, str]:
         """The runs it starts from, by what they become."""
-        return {f"expert {number}": run for number, run in enumerate(self.experts)}
+        made_of = {f"expert {number}": run for number, run in enumerate(self.experts)}
+        return made_of if self.router_from is None else {**made_of, "router": self.router_from}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +222,7 @@ class SynergyConfig:
     """As for a mixture; its last layer must be linear."""
     experts: int = 3
     """How many sub-models, at least two."""
-    options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict)
+    options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict, metadata={BELONGS_TO: "expert"})
     """The sub-models' own options, such as {width: 16}."""
     temperature: float = 1.0
     """Divides the logits inside the confidence."""
@@ -182,7 +239,101 @@ class SynergyConfig:
         return {}
 
 
-AnyModel = Annotated[MixtureConfig | DualConfig | AssembledConfig | SynergyConfig, Field(discriminator="name")]
+@dataclass(frozen=True, kw_only=True)
+class LayersConfig:
+    """A layer-level mixture: one network whose routed layers are computed by the selected expert's slice of their
+    channels (see `LayerMixture`)."""
+
+    name: Literal["layers"] = "layers"
+    backbone: str = "small_cnn"
+    """"small_cnn", "resnet18", "wrn", "vgg16" or "densenet"."""
+    options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict, metadata={BELONGS_TO: "backbone"})
+    """The backbone's own options, such as {width: 16}; widths are those of the unscaled network."""
+    experts: int = 2
+    """How many experts; with one the network is a narrow one without a router."""
+    scale: float = 0.5
+    """Each expert's share of every routed layer's channels, in (0, 1], truncated: r in the AdvMoE paper."""
+    routers: Literal["shared", "block", "layer"] = "shared"
+    """One decision on the image for all layers, or one on its features for each block or each layer."""
+    router: RouterConfig = field(default_factory=lambda: RouterConfig(name="resnet20"))
+    """The shared router; of decisions within the network, which are linear on pooled features, only `train` counts."""
+    batch_norm: Literal["shared", "per_expert"] = "shared"
+    """BatchNorm of the routed layers: one for all experts or one for each."""
+    overlap: bool = False
+    """Experts are overlapping bands of a network of the full widths instead of slices of their own."""
+    top_k: int | Literal["all"] = 1
+    """How many experts answer for each image; "all" is the soft gate."""
+    temperature: float = 1.0
+    """Divides the routers' scores inside the gate's softmax."""
+    straight_through: Literal["probability", "score"] = "probability"
+    """What a top-1 gate's gradient follows: the selected expert's probability, or its score alone (AdvMoE's code)."""
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ValueError(f"experts must be at least 1, got {self.experts}")
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"scale must be in (0, 1], got {self.scale}")
+        _check_gate(self.top_k, self.experts, self.temperature)
+        if self.router.name == "hierarchical":
+            raise ValueError("router of a layer-level mixture cannot be hierarchical; choose another")
+        if self.routers != "shared" and (self.router.name, self.router.hidden) != ("resnet20", None):
+            raise ValueError(f"router is the shared one's kind and means nothing to routers {self.routers!r}; drop it")
+        if self.batch_norm == "per_expert" and self.routers == "layer":
+            raise ValueError("batch_norm must be shared where every layer decides by itself, got 'per_expert'")
+        if self.overlap and self.routers != "shared":
+            raise ValueError(f"overlap needs routers 'shared', got {self.routers!r}")
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """Nothing: it is trained from scratch."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedConfig:
+    """One network of which each masked convolution keeps a share of its filters; which ones is learned in one run, and
+    the weights are trained under that mask in the next (AT (Sparse) of the AdvMoE paper)."""
+
+    name: Literal["masked"] = "masked"
+    phase: Literal["mask", "weights"] = "mask"
+    """"mask" learns the mask, all weights of convolutions and linear layers frozen; "weights" trains these under it."""
+    start: str | None
+    """What it begins as: a finished run's folder or, in a study, the name of one of its runs. For phase mask one of the
+    same network without masks, whose largest filters then lead, or null for random weights and scores; for phase
+    weights one of phase mask."""
+    backbone: str = "small_cnn"
+    """"small_cnn", "resnet18", "wrn", "vgg16" or "densenet"."""
+    options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict, metadata={BELONGS_TO: "backbone"})
+    """The backbone's own options, such as {width: 16}."""
+    scale: float = 0.5
+    """Share of filters that each masked convolution keeps, in (0, 1], rounded up: r in the AdvMoE paper."""
+    convolutions: Literal["all", "routed"] = "all"
+    """Which are masked: all, or those that a layer-level mixture of the same backbone and options would route, which
+    leaves the stem and, by default, shared shortcuts whole. The paper does not say."""
+    train_norms: bool = True
+    """In phase mask, scale and shift of every BatchNorm go on training, as in HYDRA's code; its running statistics
+    always do."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise ValueError(f"scale must be in (0, 1], got {self.scale}")
+        if self.phase == "weights" and self.start is None:
+            raise ValueError("start must name a run of phase mask for phase weights, got null")
+        if self.phase == "weights" and not self.train_norms:
+            raise ValueError("train_norms=false is for phase mask; leave it out in phase weights, which trains them")
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The run that it begins as, if any, by what that is."""
+        if self.start is None:
+            return {}
+        return {"dense network" if self.phase == "mask" else "mask": self.start}
+
+
+AnyModel = Annotated[
+    MixtureConfig | LayersConfig | MaskedConfig | DualConfig | AdaptiveConfig | AssembledConfig | SynergyConfig,
+    Field(discriminator="name"),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +366,8 @@ class EvaluationConfig:
     """Images attacked together; verdicts do not depend on it."""
     analysis: str | None = None
     """One attack, such as pgd-20, under which routes, single experts and margins are looked at besides, on at most
-    1,000 images; it costs that attack once for the model and once for each expert. None leaves it out."""
+    1,000 images; it costs that attack once for the model and once for each expert, and for a mixture as much again, under
+    a gate that knows the label. None leaves it out."""
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:
@@ -427,7 +579,8 @@ class ReproductionConfig:
     study: str
     """The study's recipe at scale S is STUDY-S."""
     rows: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Rows of the study in the table's order, and under each the printed percentages by column (SA, RA, RA-E, ...)."""
+    """Rows of the study in the table's order, and under each the printed percentages by column (SA, RA, RA-E, ...), or by
+    attack of a curve (fgsm:0.03, pgd-20)."""
 
     def __post_init__(self) -> None:
         if not self.rows:

@@ -10,19 +10,25 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phalanx.config import AssembledConfig, MixtureConfig, RouterConfig, SynergyConfig
+from phalanx.config import AssembledConfig, LayersConfig, MaskedConfig, MixtureConfig, RouterConfig, SynergyConfig
 from phalanx.data import Splits
 from phalanx.errors import CorruptError, InputError
-from phalanx.experts import TwoHeaded, build_expert
-from phalanx.nn import preserved_rng, spec_of
+from phalanx.experts import TIMM, TwoHeaded, build_backbone, build_expert, weights_sha256
+from phalanx.nn import preserved_rng, record, spec_of
+from phalanx.nn.masked import Masked, MaskedLayers, Phase, freeze_weights, mask_the_rest
 from phalanx.routing import (
+    AdaptiveSmoothing,
     DualModel,
     Ensemble,
+    FeatureRouter,
     HierarchicalRouter,
+    LayerMixture,
     MixedNUTS,
     MixtureOfExperts,
+    RoutedLayers,
     SynergyOfExperts,
     UniformRouter,
+    build_hierarchical,
     build_router,
 )
 from phalanx.runs.atomic import render_json
@@ -45,6 +51,12 @@ def build_mixture(config: MixtureConfig, data: Splits, seed: int) -> MixtureOfEx
     )
 
 
+def weights_before(config: MixtureConfig | SynergyConfig) -> dict[str, str]:
+    """The sha256 of the file of weights that every expert begins with; empty where they begin at random."""
+    path = config.options.get("weights") if config.expert.startswith(TIMM) else None
+    return {} if path is None else {"network": weights_sha256(str(path))}
+
+
 def build_synergy(config: SynergyConfig, data: Splits, seed: int) -> SynergyOfExperts:
     """A freshly initialised Synergy-of-Experts for `data`; the same seed gives the same weights. Raises InputError."""
     with preserved_rng():
@@ -53,11 +65,141 @@ def build_synergy(config: SynergyConfig, data: Splits, seed: int) -> SynergyOfEx
     return SynergyOfExperts(submodels, temperature=config.temperature)
 
 
-def assemble(config: AssembledConfig, experts: Sequence[nn.Module], data: Splits, seed: int) -> MixtureOfExperts:
-    """A mixture of given experts behind a freshly initialised router; the same seed gives the same router."""
+def build_layers(config: LayersConfig, data: Splits, seed: int) -> LayerMixture:
+    """A freshly initialised layer-level mixture for `data`; the same seed gives the same weights. Raises InputError."""
+    shape = _square(data)
+    shared = config.routers == "shared" and config.experts > 1
+    hidden = {} if config.router.hidden is None else {"hidden": list(config.router.hidden)}
     with preserved_rng():
         torch.manual_seed(seed)
-        router = _router(config.router, data, len(experts))
+        return layer_mixture(
+            backbone=config.backbone,
+            shape={"num_classes": data.num_classes, "image_size": shape[1], "channels": shape[0]},
+            mean=list(data.mean),
+            std=list(data.std),
+            options=dict(config.options),
+            layers={
+                "num_experts": config.experts,
+                "scale": config.scale,
+                "routers": config.routers,
+                "norm_kind": config.batch_norm,
+                "overlap": config.overlap,
+            },
+            router={"name": config.router.name, **hidden} if shared else None,
+            gate={
+                "top_k": config.top_k,
+                "temperature": config.temperature,
+                "train_router": config.router.train,
+                "straight_through": config.straight_through,
+            },
+        )
+
+
+def layer_mixture(
+    *,
+    backbone: str,
+    shape: Mapping[str, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    options: Mapping[str, Any],
+    layers: Mapping[str, Any],
+    router: Mapping[str, Any] | None,
+    gate: Mapping[str, Any],
+) -> LayerMixture:
+    """A layer-level mixture from plain values, which it records: of `build_backbone`, `RoutedLayers`, the shared router
+    (None where decisions are taken within the network, or none is) and `LayerMixture`. Raises InputError."""
+    try:
+        made = RoutedLayers(**layers)
+    except ValueError as error:
+        raise InputError(f"model: {error}") from None
+    network = build_backbone(backbone, made, **shape, mean=mean, std=std, **options)
+    routers: nn.Module | list[nn.Module] | None = None
+    if router is not None:
+        image = (shape["channels"], shape["image_size"], shape["image_size"])
+        routers = build_router(shape=image, num_experts=made.num_experts, mean=mean, std=std, **router)
+    elif made.num_experts > 1:
+        routers = [FeatureRouter(channels, made.num_experts) for channels in made.sites]
+    mixture = LayerMixture(network, routers, made.num_experts, **gate)
+    return record(
+        mixture,
+        "layers",
+        backbone=backbone,
+        shape=dict(shape),
+        mean=list(mean),
+        std=list(std),
+        options=dict(options),
+        layers=dict(layers),
+        router=None if router is None else dict(router),
+        gate=dict(gate),
+    )
+
+
+def build_masked(config: MaskedConfig, data: Splits, seed: int) -> MixtureOfExperts:
+    """A freshly initialised masked network for `data`, as a mixture of one; the same seed gives the same weights, and
+    scores or a mask that keeps the first filters. Raises InputError."""
+    channels, size, _ = _square(data)
+    with preserved_rng():
+        torch.manual_seed(seed)
+        network = masked_network(
+            backbone=config.backbone,
+            shape={"num_classes": data.num_classes, "image_size": size, "channels": channels},
+            mean=list(data.mean),
+            std=list(data.std),
+            options=dict(config.options),
+            scale=config.scale,
+            convolutions=config.convolutions,
+            phase=config.phase,
+            train_norms=config.train_norms,
+        )
+    return MixtureOfExperts(None, [network])
+
+
+def masked_network(
+    *,
+    backbone: str,
+    shape: Mapping[str, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    options: Mapping[str, Any],
+    scale: float,
+    convolutions: Masked,
+    phase: Phase,
+    train_norms: bool,
+) -> nn.Module:
+    """A network of `build_backbone` whose convolutions are masked, from plain values, which it records; in phase mask
+    its weights are frozen. Raises InputError."""
+    unread = {"scale": "model.scale", "scaled_stem": "model.convolutions"}
+    unread |= {"routed_shortcuts": "model.convolutions"} if convolutions == "all" else {}
+    for key in unread.keys() & options.keys():
+        raise InputError(f"model.options.{key} means nothing to a masked network; leave it out and set {unread[key]}")
+    network = build_backbone(backbone, MaskedLayers(scale, phase), **shape, mean=mean, std=std, **options)
+    if convolutions == "all":
+        mask_the_rest(network, scale, phase)
+    if phase == "mask":
+        freeze_weights(network, train_norms=train_norms)
+    return record(
+        network,
+        "masked",
+        backbone=backbone,
+        shape=dict(shape),
+        mean=list(mean),
+        std=list(std),
+        options=dict(options),
+        scale=scale,
+        convolutions=convolutions,
+        phase=phase,
+        train_norms=train_norms,
+    )
+
+
+def assemble(
+    config: AssembledConfig, experts: Sequence[nn.Module], data: Splits, seed: int, begun: nn.Module | None = None
+) -> MixtureOfExperts:
+    """A mixture of given experts behind a router that begins as `begun` or, without one, freshly initialised; the same
+    seed gives the same router. Raises InputError for a `begun` that is another router than the configured one."""
+    router = new_router(config, data, seed)
+    if begun is not None:
+        _copy_router(begun, router)
     return MixtureOfExperts(
         router,
         experts,
@@ -69,10 +211,33 @@ def assemble(config: AssembledConfig, experts: Sequence[nn.Module], data: Splits
     )
 
 
+def new_router(config: AssembledConfig, data: Splits, seed: int) -> nn.Module:
+    """The freshly initialised router of an assembled mixture."""
+    with preserved_rng():
+        torch.manual_seed(seed)
+        return _router(config.router, data, len(config.experts))
+
+
+def _copy_router(source: nn.Module, target: nn.Module) -> None:
+    theirs, ours = _described(source), _described(target)
+    if theirs != ours:
+        raise InputError(
+            f"model.router_from: the run's router is {theirs}, this model's is {ours}; give both the same model.router"
+        )
+    target.load_state_dict(source.state_dict())
+
+
+def _described(router: nn.Module) -> str:
+    """Kind, size and input of a router; its normalisation is among its weights."""
+    spec = spec_of(router)
+    if spec is None:
+        return "built by hand"
+    given = {key: value for key, value in spec.arguments.items() if key not in ("mean", "std")}
+    return " ".join([spec.name, *(f"{key}={value}" for key, value in given.items())])
+
+
 def _expert(name: str, options: Mapping[str, Any], data: Splits) -> nn.Module:
-    channels, height, width = data.shape
-    if height != width:
-        raise InputError(f"images must be square, got {height} x {width}; set data.size")
+    channels, width, _ = _square(data)
     return build_expert(
         name,
         num_classes=data.num_classes,
@@ -84,9 +249,19 @@ def _expert(name: str, options: Mapping[str, Any], data: Splits) -> nn.Module:
     )
 
 
+def _square(data: Splits) -> tuple[int, int, int]:
+    channels, height, width = data.shape
+    if height != width:
+        raise InputError(f"images must be square, got {height} x {width}; set data.size")
+    return channels, height, width
+
+
 def _router(config: RouterConfig, data: Splits, num_experts: int) -> nn.Module:
-    hidden = {} if config.hidden is None else {"hidden": list(config.hidden)}
-    return build_router(config.name, data.shape, num_experts, mean=list(data.mean), std=list(data.std), **hidden)
+    options: dict[str, Any] = {"mean": list(data.mean), "std": list(data.std)}
+    options |= {} if config.hidden is None else {"hidden": list(config.hidden)}
+    if config.groups is not None:
+        return build_hierarchical(config.kind, data.shape, num_experts, groups=config.groups, **options)
+    return build_router(config.kind, data.shape, num_experts, **options)
 
 
 def load_mixtures(runs: Mapping[str, Path]) -> dict[str, MixtureOfExperts]:
@@ -142,17 +317,23 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         return MixtureOfExperts(None if router is None else build(router), experts, **arguments)
     if kind == "dual":
         return DualModel(build(arguments.pop("standard")), build(arguments.pop("robust")), **arguments)
+    if kind == "layers":
+        return layer_mixture(**arguments)
+    if kind == "masked":
+        return masked_network(**arguments)
     if kind == "two_headed":
         return TwoHeaded(build(arguments["backbone"]))
     if kind == "soe":
         return SynergyOfExperts([build(submodel) for submodel in arguments.pop("submodels")], **arguments)
+    if kind == "adaptive":
+        return AdaptiveSmoothing(build(arguments.pop("standard")), build(arguments.pop("robust")), **arguments)
     if kind == "nuts":
         return MixedNUTS(build(arguments.pop("standard")), build(arguments.pop("robust")), **arguments)
     if kind == "ensemble":
         return Ensemble([build(member) for member in arguments.pop("members")], **arguments)
     raise InputError(
-        f"this version cannot build {name!r}; it knows mixture, dual, nuts, ensemble, soe, two_headed, "
-        "expert.* and router.*"
+        f"this version cannot build {name!r}; it knows mixture, layers, masked, dual, adaptive, nuts, ensemble, "
+        "soe, two_headed, expert.* and router.*"
     )
 
 

@@ -40,6 +40,10 @@ def test_the_path_is_what_follows_the_colon() -> None:
         ("seed", -1, "got -1"),
         ("augment", ("flop",), "did you mean 'flip'"),
         ("augment", "flip", r"write \['flip'\]"),
+        ("mean", (), r"one number in \[0, 1\] for each channel, got \[\]"),
+        ("mean", (0.5, 125.3), r"got \[0.5, 125.3\]"),
+        ("std", (0.2, 0.0), r"one number in \(0, 1\] for each channel, got \[0.2, 0.0\]"),
+        ("std", (float("nan"),), r"got \[nan\]"),
         ("cache", "", "leave it out"),
     ],
 )

@@ -25,6 +25,17 @@ def test_the_digits() -> None:
     np.testing.assert_allclose(splits.mean[0], (splits.train.pixels / 16).mean(), rtol=1e-12)
 
 
+def test_a_normalisation_of_ones_own_changes_no_image() -> None:
+    measured, given = load_data("digits"), load_data("digits", mean=(0.25,), std=(0.5,))
+    assert (given.mean, given.std) == ((0.25,), (0.5,))
+    assert given.fingerprint == measured.fingerprint
+    assert load_data("digits", mean=(0.25,)).std == measured.std
+    for field in ("mean", "std"):
+        message = f"data.{field} has 3 values, but the images of digits have 1 channel; give one value for each"
+        with pytest.raises(InputError, match=message):
+            load_data("digits", **{field: (0.4, 0.4, 0.4)})
+
+
 def test_the_digits_splits_are_pinned() -> None:
     # a change here makes every recorded number on digits incomparable
     assert load_data("digits").fingerprint == "2cb20338c7d07245ecdb790b35eb5f5347608d29996f03faa927b6d695fabda2"

@@ -98,6 +98,17 @@ def test_the_drawn_step_count_is_the_one_attacked_with() -> None:
     assert seen == {2, 5}
 
 
+def test_the_drawn_step_size_is_the_one_attacked_with() -> None:
+    seen = set()
+    for step in range(8):
+        method = AT(attack=PGD(steps=1, random_start=False), draw_step_size=("1/64", 0.05))
+        x, shown, update = _update(method, step)
+        size = update.logs["drawn_step_size"].item()
+        assert float((shown[-1] - x).abs().max()) == pytest.approx(size)
+        seen.add(size)
+    assert len(seen) == 2
+
+
 def test_one_value_is_no_draw_and_none_leaves_the_attack_alone() -> None:
     fixed = AT(attack=PGD(), draw_steps=(3,), draw_eps=("1/8",)).within(tiny.THREAT)
     plain = AT(attack=PGD(steps=3, eps="1/8")).within(tiny.THREAT)
@@ -126,6 +137,7 @@ def test_draws_stay_absolute_in_another_threat() -> None:
         (lambda: AT(draw_eps=("1/x",)), "draw_eps: eps must be a number or a fraction such as '8/255', got '1/x'"),
         (lambda: AT(attack=PGD(norm="Linf"), draw_eps=(8,)), "draw_eps: eps must be at most 1 for Linf"),
         (lambda: AT(draw_eps=(8,)).within(tiny.THREAT), "draw_eps: eps must be at most 1 for Linf"),
+        (lambda: AT(attack=FGSM(), draw_step_size=(0.1,)), "draw_step_size needs an attack with step_size, got fgsm"),
         (lambda: DWF(fgsm_eps=()), "fgsm_eps must hold at least one value"),
         (lambda: DWF(pgd_steps=()), "pgd_steps must hold at least one value"),
         (lambda: DWF(pgd_steps=(0,)), "pgd_steps: steps must be at least 1, got 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,43 @@ def test_batchnorm_sees_the_three_kinds_as_one_batch_and_no_iterate(gate: int | 
     assert 1 in counted and set(counted) <= ({1} if gate == "all" else {0, 1})
 
 
+@pytest.mark.parametrize("gate", GATES)
+def test_apart_each_kind_is_normalised_by_its_own_statistics(gate: int | str) -> None:
+    model, reference = (tiny.mixture(2, gate, expert="small_cnn").double().train() for _ in range(2))
+    method = DWF(**FEW, balance=0.3).within(tiny.THREAT)
+    batch = _digits(32)
+    shown, update = _shown(model, replace(method, batch_norm="apart"), batch)
+    assert [len(images) for images in shown[-3:]] == [32, 32, 32]
+    together, _ = _shown(tiny.mixture(2, gate, expert="small_cnn").double().train(), method, batch)
+    torch.testing.assert_close(torch.cat(shown[-3:]), together[-1])
+    # the reference goes through the kinds one after the other, twice, as the model has
+    for _ in range(2):
+        losses = []
+        for images in shown[-3:]:
+            logits, route = reference.routed(images)
+            losses.append(F.cross_entropy(logits, batch.y) + 0.3 * load_balance(route))
+    again = update.loss()
+    torch.testing.assert_close(again.value, sum(losses) / 3)
+    assert set(again.logs) == {"accuracy", "clean_accuracy", "fgsm_accuracy", "pgd_accuracy", "load"}
+    kinds = [again.logs[f"{kind}_accuracy"].item() for kind in ("clean", "fgsm", "pgd")]
+    assert again.logs["accuracy"].item() == pytest.approx(sum(kinds) / 3)
+    buffers = dict(reference.named_buffers())
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, buffers[name], msg=name)
+
+
+def test_the_step_size_is_drawn() -> None:
+    batch, seen = _digits(), set()
+    for step in range(12):
+        method = DWF(fgsm_eps=(0.1,), pgd_steps=(1,), pgd_step_sizes=("1/64", 0.05)).within(tiny.THREAT)
+        shown, update = _shown(tiny.mixture().double(), method, batch, Rng(step))
+        clean, _, pgd = shown[-1].chunk(3)
+        size = update.logs["drawn_step_size"].item()
+        assert (pgd - clean).abs().max().item() == pytest.approx(size)
+        seen.add(round(size, 6))
+    assert seen == {1 / 64, 0.05}
+
+
 def test_the_logs_by_hand() -> None:
     # log odds of class 0 are the sum of two pixels less 1: 0.4 for pixels of 0.7 and -0.4 for pixels of 0.3
     class Centred(LogOdds):
@@ -155,6 +193,12 @@ def test_the_threat_is_that_of_pgd() -> None:
         ({"balance": -1.0}, "balance must be at least 0, got -1.0"),
         ({"pgd_step_size": "2/x"}, "step_size must be a number or a fraction"),
         ({"eps": -0.1}, "eps must be at least 0, got -0.1"),
+        ({"pgd_step_sizes": ()}, "pgd_step_sizes must hold at least one value"),
+        ({"pgd_step_sizes": (0.1, -1)}, "pgd_step_sizes: step_size must be a number or a fraction .*, got -1"),
+        (
+            {"pgd_step_sizes": (0.1,), "pgd_step_size": "2/255"},
+            "pgd_step_sizes draws what pgd_step_size=2/255 fixes; leave one of them out",
+        ),
     ],
 )
 def test_a_bad_value_is_refused(settings: dict[str, Any], message: str) -> None:

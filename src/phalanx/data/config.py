@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -97,6 +97,12 @@ class DataConfig:
     augment: tuple[str, ...] = ()
     """Augmentations of the training images, in order: "flip", "crop:N", "translate:N", "cutout:N"."""
 
+    mean: tuple[float, ...] | None = None
+    """Per channel, what the networks' first layer subtracts; None measures the training images."""
+
+    std: tuple[float, ...] | None = None
+    """Per channel, what it divides by; None measures the training images."""
+
     cache: str | None = None
     """Folder of the decoded images; None is $PHALANX_CACHE, or ~/.cache/phalanx where that is unset."""
 
@@ -116,6 +122,8 @@ class DataConfig:
         if not _is_int(self.seed) or not 0 <= self.seed < 2**63:
             raise ValueError(f"seed must be a whole number from 0 to 2**63 - 1, got {self.seed!r}")
         parse_augment(self.augment)
+        _check_channels("mean", self.mean, lambda value: 0 <= value <= 1, "in [0, 1]")
+        _check_channels("std", self.std, lambda value: 0 < value <= 1, "in (0, 1]")
         if self.cache == "":
             raise ValueError("cache must be a folder, got an empty text; leave it out for the default")
 
@@ -152,6 +160,11 @@ def _check_count(field: str, value: object, most: int | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (most is not None and value > most):
         limits = "at least 1" if most is None else f"in 1..{most}"
         raise ValueError(f"{field} must be a whole number {limits}, got {value!r}; leave it out for the default")
+
+
+def _check_channels(field: str, values: Sequence[float] | None, fits: Callable[[float], bool], limits: str) -> None:
+    if values is not None and (not values or not all(fits(value) for value in values)):
+        raise ValueError(f"{field} must hold one number {limits} for each channel, got {list(values)}")
 
 
 def _check_fraction(field: str, value: object) -> None:

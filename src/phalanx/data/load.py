@@ -47,13 +47,26 @@ def load_data(config: DataConfig | str = "digits", *, progress: Progress | None 
         check_labels(f"{raw.title}: {name}", values, len(raw.class_names))
     parts = partition(raw.title, labels, raw.class_names, config)
     train, val, test = (raw.splits[parts[name].source].select(parts[name].rows) for name in SPLITS)
-    mean, std = train.mean_std()
+    mean, std = _normalisation(config, train)
     notes = (
         *raw.notes,
         *_shared_note(test, train),
         *_absent_notes({"val": val, "test": test}, raw.class_names),
     )
     return Splits(train, val, test, raw.title, raw.class_names, mean, std, notes)
+
+
+def _normalisation(config: DataConfig, train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std per channel: as given, or as measured. Raises InputError unless each has a value per channel."""
+    channels = train.shape[0]
+    for field, given in (("mean", config.mean), ("std", config.std)):
+        if given is not None and len(given) != channels:
+            raise InputError(
+                f"data.{field} has {len(given)} values, but the images of {config.name} have {channels} "
+                f"{'channel' if channels == 1 else 'channels'}; give one value for each, or leave it out"
+            )
+    mean, std = train.mean_std()
+    return config.mean or mean, config.std or std
 
 
 def resolve(config: DataConfig | str, overrides: Mapping[str, Any]) -> DataConfig:

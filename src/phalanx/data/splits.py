@@ -206,9 +206,9 @@ class Splits:
     name: str
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """Per channel, of the training images in [0, 1]."""
+    """Per channel, what networks subtract: that of the training images in [0, 1], unless given."""
     std: tuple[float, ...]
-    """Per channel, of the training images in [0, 1]; at least 1e-3."""
+    """Per channel, what they divide by: that of the training images, at least 1e-3, unless given."""
     notes: tuple[str, ...] = ()
     """Facts that a report of numbers on this data must state."""
 

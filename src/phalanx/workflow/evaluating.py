@@ -26,11 +26,20 @@ from phalanx.config import (
 )
 from phalanx.data import ImageSet, Splits, load_data
 from phalanx.errors import Interrupted
-from phalanx.evaluation import Evaluation, analyse, evaluate, pick_alpha, pick_nuts, protocol
+from phalanx.evaluation import Evaluation, Protocol, analyse, evaluate, pick_alpha, pick_nuts, protocol
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.loading import to_plain
 from phalanx.models import load, load_mixtures
-from phalanx.routing import DualModel, Ensemble, MixedNUTS, MixtureOfExperts, with_gate
+from phalanx.routing import (
+    AdaptiveSmoothing,
+    Counts,
+    DualModel,
+    Ensemble,
+    MixedNUTS,
+    MixtureOfExperts,
+    counts,
+    with_gate,
+)
 from phalanx.runs import RunFolder, write_json
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter, Silent
@@ -44,6 +53,9 @@ EVALUATION_SCHEMA = 1
 
 ANALYSED = 1000
 """At most so many images are analysed: the averages stand, and the cost does not grow with the data."""
+
+COUNTED = 8
+"""On so many images the model's cost is counted: it varies only with the routes, and only if experts differ in size."""
 
 PICKING = RouteSteering(steps=50)
 """What searches the robust half's smallest margins when alpha is picked."""
@@ -187,7 +199,7 @@ def _evaluate_into(
             result = evaluate(
                 model,
                 images,
-                protocol(config.protocol, settings.threat, halves=isinstance(model, DualModel)),
+                _protocol(config.protocol, settings.threat, model),
                 settings.threat,
                 ledger=target.resolve(LEDGER_NAME),
                 batch_size=config.batch_size,
@@ -212,11 +224,22 @@ def _evaluate_into(
                 "environment": environment(device, started, result.seconds),
                 "data": {"name": data.name, "notes": list(data.notes)},
                 "load": None if result.load is None else list(result.load),
+                "counts": _counted(model, images, device).to_json(),
                 "model_sha256": model_sha256(model),
             }
             write_json(target.resolve(EVALUATION_NAME), record)
         target.finish()
     return result
+
+
+def _protocol(name: str, threat: ThreatModel, model: nn.Module) -> Protocol:
+    return protocol(name, threat, halves=isinstance(model, DualModel), mixing=isinstance(model, AdaptiveSmoothing))
+
+
+def _counted(model: nn.Module, images: ImageSet, device: torch.device) -> Counts:
+    # spread over the set: a folder's images come class by class
+    spread = torch.linspace(0, len(images) - 1, min(COUNTED, len(images))).long()
+    return counts(model, images.images(spread).to(device))
 
 
 def _analysed(
@@ -229,7 +252,7 @@ def _analysed(
     device: torch.device,
     reporter: Reporter,
 ) -> dict[str, Any]:
-    (member,) = protocol(name, settings.threat, halves=isinstance(model, DualModel)).members
+    (member,) = _protocol(name, settings.threat, model).members
     return analyse(
         model,
         images.first(min(ANALYSED, len(images))),

@@ -8,10 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from phalanx.config import AssembledConfig, DualConfig, MixtureConfig, RunConfig, SynergyConfig, bound_config
+from phalanx.config import (
+    AdaptiveConfig,
+    AssembledConfig,
+    DualConfig,
+    LayersConfig,
+    MaskedConfig,
+    MixtureConfig,
+    RunConfig,
+    SynergyConfig,
+    bound_config,
+)
 from phalanx.data import Splits, load_data
 from phalanx.errors import InputError
 from phalanx.evaluation import protocol, validation
@@ -20,23 +31,30 @@ from phalanx.methods import Method
 from phalanx.models import (
     MODEL_NAME,
     assemble,
+    build_layers,
+    build_masked,
     build_mixture,
     build_synergy,
     load_mixtures,
+    new_router,
     read_description,
     save_description,
     single_network,
+    weights_before,
 )
-from phalanx.routing import DualModel, MixtureOfExperts, SynergyOfExperts
+from phalanx.routing import AdaptiveSmoothing, DualModel, LayerMixture, MixtureOfExperts, SynergyOfExperts
 from phalanx.runs import RunFolder, write_json
 from phalanx.runs.sidecar import verify_sidecar
 from phalanx.training import BEST_NAME, Reporter, TrainingConfig, train
 from phalanx.training.loop import Validate
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
+from phalanx.workflow.mask_from import begun_masked
+from phalanx.workflow.memory import check_memory
+from phalanx.workflow.router_from import ROUTER, check_made_router, check_planned_router
 
 ENVIRONMENT_NAME = "environment.json"
 
-Buildable = MixtureOfExperts | DualModel | SynergyOfExperts
+Buildable = MixtureOfExperts | LayerMixture | DualModel | SynergyOfExperts
 """What a recipe can describe."""
 
 Folders = Mapping[str, Path]
@@ -98,12 +116,18 @@ def train_into(
 
 
 def refuse_other_data(run: Path, data: Splits) -> None:
-    """Raises InputError unless `data` is, image for image, what `run` was begun with."""
-    recorded = read_description(run)["data"]["fingerprint"]
-    if recorded != data.fingerprint:
+    """Raises InputError unless `data` is, image for image and normalised alike, what `run` was begun with."""
+    recorded = read_description(run)["data"]
+    if recorded["fingerprint"] != data.fingerprint:
         raise InputError(
-            f"{run} was made with other images: the fingerprint of {data.name} was {recorded[:12]}..., "
+            f"{run} was made with other images: the fingerprint of {data.name} was {recorded['fingerprint'][:12]}..., "
             f"now {data.fingerprint[:12]}...; restore the data, or train into another folder"
+        )
+    # measured numbers may differ in their last digit between machines
+    if not np.allclose([recorded["mean"], recorded["std"]], [data.mean, data.std], rtol=1e-9, atol=0):
+        raise InputError(
+            f"{run} was made with another normalisation: mean {recorded['mean']} and std {recorded['std']}, "
+            f"now {list(data.mean)} and {list(data.std)}; give both the same data.mean and data.std"
         )
 
 
@@ -145,7 +169,8 @@ def prepare_run(
     check_settings(config, data)
     model, made_from = _build(config, data, folders or {})
     method = config.method.within(config.threat)
-    method.check(model)
+    method.check(model, data.num_classes)
+    check_memory(model, config, data, device)
     (validating,) = protocol(config.validation.protocol, config.threat).members
     images = data.val if config.validation.n is None else data.val.first(config.validation.n)
     return Trained(
@@ -162,12 +187,13 @@ def prepare_run(
 
 def check_settings(config: RunConfig, data: Splits) -> None:
     """What can be said of a recipe before its model exists. Raises InputError."""
-    halves = isinstance(config.model, DualConfig)
+    mixing = isinstance(config.model, AdaptiveConfig)
+    halves = mixing or isinstance(config.model, DualConfig)
     single = {"validation.protocol": config.validation.protocol, "evaluation.analysis": config.evaluation.analysis}
     for key, name in single.items():
-        if name is not None and len(protocol(name, config.threat, halves=halves).members) > 1:
+        if name is not None and len(protocol(name, config.threat, halves=halves, mixing=mixing).members) > 1:
             raise InputError(f"{key} must be one attack, got {name!r}, which is several")
-    protocol(config.evaluation.protocol, config.threat, halves=halves)
+    protocol(config.evaluation.protocol, config.threat, halves=halves, mixing=mixing)
     if config.training.batch_size > len(data.train):
         raise InputError(
             f"training.batch_size is {config.training.batch_size}, but {data.name} has {len(data.train)} training "
@@ -182,30 +208,47 @@ def check_unmade(config: RunConfig, parts: Mapping[str, RunConfig], data: Splits
     """
     check_settings(config, data)
     models: dict[str, MixtureOfExperts] = {}
+    begun = None
     for name, settings in parts.items():
-        if not isinstance(settings.model, MixtureConfig):
-            raise InputError(f"the {name} must be a mixture, not made of other runs itself; name another run")
         if settings.data != config.data:
             raise InputError(f"the {name} is trained on other data than the model made of it; give both the same data")
+        if name == ROUTER:
+            begun = new_router(check_planned_router(config, settings), data, settings.run_seed)
+            continue
+        if isinstance(settings.model, MaskedConfig):
+            models[name] = build_masked(settings.model, data, settings.run_seed)
+            continue
+        if not isinstance(settings.model, MixtureConfig):
+            raise InputError(f"the {name} must be a mixture, not made of other runs itself; name another run")
         models[name] = build_mixture(settings.model, data, settings.run_seed)
-    folders = {name: Path(name) for name in parts}
-    config.method.within(config.threat).check(_put_together(config, folders, models, data))
+    folders = {part_name(part): Path(run) for part, run in config.model.made_of.items()}
+    model = _put_together(config, folders, models, data, begun)
+    config.method.within(config.threat).check(model, data.num_classes)
+    check_memory(model, config, data, pick_device(config.device))
 
 
 def _build(config: RunConfig, data: Splits, folders: Folders) -> tuple[Buildable, dict[str, str]]:
-    """The model to train, and the sha256 of the weights of the runs it is made of."""
+    """The model to train, and the sha256 of the weights of the runs, or of the file, that it begins with."""
     model = config.model
     if isinstance(model, MixtureConfig):
-        return build_mixture(model, data, config.run_seed), {}
+        return build_mixture(model, data, config.run_seed), weights_before(model)
+    if isinstance(model, LayersConfig):
+        return build_layers(model, data, config.run_seed), {}
+    if isinstance(model, MaskedConfig) and model.start is None:
+        return build_masked(model, data, config.run_seed), {}
     if isinstance(model, SynergyConfig):
-        return build_synergy(model, data, config.run_seed), {}
+        return build_synergy(model, data, config.run_seed), weights_before(model)
     runs = {part_name(name): folders.get(run, Path(run)) for name, run in model.made_of.items()}
     for name, run in runs.items():
         require_finished(run, f"model: the {name}")
         refuse_other_data(run, data)
-    built = _put_together(config, runs, load_mixtures(runs), data)
-    weights = (verify_sidecar(run / BEST_NAME) for run in runs.values())
-    return built, dict(zip(model.made_of, weights, strict=True))
+    weights = [verify_sidecar(run / BEST_NAME) for run in runs.values()]
+    made_from = dict(zip(model.made_of, weights, strict=True))
+    if ROUTER in runs:
+        check_made_router(runs[ROUTER], made_from)
+    models = load_mixtures(runs)
+    begun = models.pop(ROUTER).router if ROUTER in models else None
+    return _put_together(config, runs, models, data, begun), made_from
 
 
 def part_name(name: str) -> str:
@@ -214,13 +257,29 @@ def part_name(name: str) -> str:
 
 
 def _put_together(
-    config: RunConfig, runs: Mapping[str, Path], models: Mapping[str, MixtureOfExperts], data: Splits
+    config: RunConfig,
+    runs: Mapping[str, Path],
+    models: Mapping[str, MixtureOfExperts],
+    data: Splits,
+    begun: nn.Module | None,
 ) -> Buildable:
     if isinstance(config.model, DualConfig):
         return DualModel(models["standard half"], models["robust half"], config.model.alpha, mix=config.model.mix)
-    assert isinstance(config.model, AssembledConfig)
+    if isinstance(config.model, AdaptiveConfig):
+        return AdaptiveSmoothing(
+            models["standard half"],
+            models["robust half"],
+            scales=config.model.scales,
+            alpha_range=config.model.alpha_range,
+            hidden=config.model.hidden,
+            seed=config.run_seed,
+        )
     experts = [single_network(name, runs[name], model) for name, model in models.items()]
-    return assemble(config.model, experts, data, config.run_seed)
+    if isinstance(config.model, MaskedConfig):
+        (run,) = runs.values()
+        return begun_masked(config.model, data, config.run_seed, run, experts[0])
+    assert isinstance(config.model, AssembledConfig)
+    return assemble(config.model, experts, data, config.run_seed, begun)
 
 
 def require_finished(run: Path, what: str = "") -> None:

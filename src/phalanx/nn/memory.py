@@ -1,0 +1,114 @@
+"""What a training step keeps in memory, before it is taken."""
+
+# E experts
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.nn.folding import fold_batchnorm
+from phalanx.nn.frozen import frozen, preserved_rng
+
+MEMINFO = Path("/proc/meminfo")
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Bytes that can still be had on `device`; None where that is unknown.
+
+    CUDA: what the driver has left and what torch holds without using it. CPU: the kernel's MemAvailable.
+    """
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    if device.type != "cpu" or not MEMINFO.is_file():
+        return None
+    found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Their size in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def bytes_kept_by_update(network: nn.Module, image: Tensor) -> int:
+    """Bytes that a forward pass of one image (1, C, H, W) keeps for the gradient of the network's parameters: 0 where
+    none wants one. Mode, gradients and random state are left alone; BatchNorm sees nothing."""
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    with frozen(network), preserved_rng():
+        # one image is no batch for BatchNorm's own statistics, and what is kept is the same with the running ones
+        for parameter, requires_grad in flags:
+            parameter.requires_grad_(requires_grad)
+        return _kept(network, image)
+
+
+def bytes_kept_by_attack(network: nn.Module, image: Tensor) -> int:
+    """The same for the gradient with respect to the image, of the frozen network with its BatchNorm folded."""
+    with frozen(network), preserved_rng():
+        return _kept(fold_batchnorm(network) or network, image.detach().clone().requires_grad_())
+
+
+def _kept(network: nn.Module, image: Tensor) -> int:
+    """Counted once by storage, and without the network's own tensors, which a batch shares."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        # held until the end, so that no address is given out twice
+        kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(image)
+    return sum(tensor.untyped_storage().nbytes() for address, tensor in kept.items() if address not in own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepMemory:
+    """Bytes that a training step of a mixture of E experts needs: a lower bound.
+
+    Weights, optimizer state and average, and the most of three that come one after the other: what the attack keeps,
+    what the update keeps, the gradients. Temporary buffers and the data are not in it.
+    """
+
+    experts: int
+    """E."""
+    answering: int
+    """How many of them answer for each image."""
+    shared: int
+    """Weights of everything but the experts, with optimizer state and average."""
+    state: int
+    """The same of one expert."""
+    update: int
+    """Activations of one expert that the update keeps for a batch."""
+    attack: int
+    """Activations of one expert that the attack keeps for a batch."""
+    folded: int
+    """Weights of one expert, which the attack copies."""
+    gradients: int
+    """Of one expert's weights."""
+    checkpoint: bool
+    """The update keeps the activations of one expert at a time."""
+
+    def needed(self, experts: int) -> int:
+        """Bytes for this many experts of the kind."""
+        soft = self.answering == self.experts
+        answering = experts if soft else min(self.answering, experts)
+        update = self.update * answering // (experts if self.checkpoint else 1)
+        attack = self.attack * answering + self.folded * experts
+        return self.shared + experts * self.state + max(attack, update, experts * self.gradients)
+
+    @property
+    def total(self) -> int:
+        """Bytes for the experts there are."""
+        return self.needed(self.experts)
+
+    def fitting(self, available: int) -> int:
+        """How many experts fit, at most E."""
+        return next((count for count in range(self.experts, 0, -1) if self.needed(count) <= available), 0)
