@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from phalanx.config import (
+    AdaptiveConfig,
     AssembledConfig,
     DualConfig,
     DualView,
     EnsembleView,
     EvaluationConfig,
+    LayersConfig,
     MixtureConfig,
     NutsView,
     ReproductionConfig,
@@ -87,12 +90,33 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
     assert page.startswith("10 problems in the recipe:") and len(page.splitlines()) == 11
 
 
+def _hierarchical(groups: int, **options: Any) -> RouterConfig:
+    return RouterConfig(name="hierarchical", groups=groups, **options)
+
+
+def _adaptive(**options: Any) -> AdaptiveConfig:
+    return AdaptiveConfig(standard="a", robust="b", **options)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
         (lambda: RouterConfig(hidden=(8,)), r"hidden cannot be set for a linear router, got \(8,\); choose mlp or cnn"),
         (lambda: RouterConfig(name="mlp", hidden=()), r"hidden must hold widths of at least 1, got \(\)"),
         (lambda: RouterConfig(name="cnn", hidden=(4, 0)), r"hidden must hold widths of at least 1, got \(4, 0\)"),
+        (lambda: RouterConfig(groups=2), "groups and inner are of a hierarchical router, got a linear one"),
+        (lambda: RouterConfig(name="mlp", inner="cnn"), "groups and inner are of a hierarchical router, got a mlp one"),
+        (lambda: RouterConfig(name="hierarchical"), "groups must be given for a hierarchical router, for example 2"),
+        (lambda: _hierarchical(2, hidden=(8,)), r"hidden cannot be set for a linear router, got \(8,\); choose mlp"),
+        (lambda: MixtureConfig(router=_hierarchical(3)), "router.groups must be at least 2 and divide the 4 experts"),
+        (lambda: MixtureConfig(router=_hierarchical(4)), "into groups of at least 2, got 4"),
+        (lambda: MixtureConfig(router=_hierarchical(1)), "router.groups must be at least 2 .*, got 1"),
+        (lambda: AssembledConfig(experts=("a", "b", "c"), router=_hierarchical(2)), "router.groups .* the 3 experts"),
+        (lambda: LayersConfig(router=_hierarchical(2)), "router of a layer-level mixture cannot be hierarchical"),
+        (lambda: AdaptiveConfig(standard="a", robust="a"), "standard and robust must be two runs, got 'a' twice"),
+        (lambda: _adaptive(scales=(2.0, 0.0)), r"scales must be positive, got \(2.0, 0.0\)"),
+        (lambda: _adaptive(alpha_range=(0.9, 0.8)), r"alpha_range must go up within \[0, 1\], got \(0.9, 0.8\)"),
+        (lambda: _adaptive(hidden=0), "hidden must be at least 1, got 0"),
         (lambda: MixtureConfig(experts=0), "experts must be at least 1, got 0"),
         (lambda: MixtureConfig(experts=2, top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3; lower top_k"),
         (lambda: MixtureConfig(top_k=0), r"top_k must be in 1\.\.experts=4 or 'all', got 0"),
@@ -117,6 +141,18 @@ def test_every_mistake_at_once_with_its_line(tmp_path: Path) -> None:
         (lambda: AssembledConfig(experts=("a", "b"), top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3"),
         (lambda: SynergyConfig(experts=1), "experts must be at least 2, got 1: one sub-model has nobody to work with"),
         (lambda: SynergyConfig(temperature=0), "temperature must be positive, got 0"),
+        (lambda: LayersConfig(experts=0), "experts must be at least 1, got 0"),
+        (lambda: LayersConfig(scale=0), r"scale must be in \(0, 1\], got 0"),
+        (lambda: LayersConfig(top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3"),
+        (
+            lambda: LayersConfig(routers="block", router=RouterConfig(name="cnn")),
+            "router is the shared one's kind and means nothing to routers 'block'; drop it",
+        ),
+        (
+            lambda: LayersConfig(routers="layer", batch_norm="per_expert"),
+            "batch_norm must be shared where every layer decides by itself",
+        ),
+        (lambda: LayersConfig(routers="block", overlap=True), "overlap needs routers 'shared', got 'block'"),
         (lambda: NutsView(standard="a", robust="b", keep=2), r"keep must be in \(0, 1\], .*, got 2"),
         (lambda: EnsembleView(runs=("a",)), "runs must be two different runs or more, got a"),
         (lambda: EnsembleView(runs=("a", "a")), "runs must be two different runs or more, got a, a"),

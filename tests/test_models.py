@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 import tiny
-from phalanx.config import MixtureConfig, RouterConfig
+from phalanx.config import LayersConfig, MixtureConfig, RouterConfig
 from phalanx.data import Splits
 from phalanx.errors import CorruptError, InputError
-from phalanx.models import MODEL_NAME, build, build_mixture, load, read_description, save_description
+from phalanx.models import MODEL_NAME, build, build_layers, build_mixture, load, read_description, save_description
 from phalanx.nn import spec_of
-from phalanx.routing import MixtureOfExperts
+from phalanx.routing import LayerMixture, MixtureOfExperts, leaves
 from phalanx.runs.checkpoint import save_tensors
 from phalanx.runs.sidecar import write_protected
 
@@ -27,6 +27,9 @@ CONFIGS = [
     MixtureConfig(expert="mlp", experts=3, top_k=2, router=RouterConfig(name="mlp", hidden=(5,), train=False)),
     MixtureConfig(expert="mlp", experts=1),
     MixtureConfig(expert="tiny:noisy_cnn", experts=2, router=RouterConfig(name="cnn", hidden=(2,))),
+    MixtureConfig(
+        expert="mlp", experts=6, router=RouterConfig(name="hierarchical", groups=3, inner="mlp", hidden=(5,))
+    ),
 ]
 
 
@@ -170,3 +173,46 @@ def test_an_own_expert_must_still_be_importable(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(InputError, match=r"cannot import module 'tiny' .*PYTHONPATH"):
             load(tmp_path)
     assert build(read_description(tmp_path)["spec"]) is not None
+
+
+CNN = RouterConfig(name="cnn", hidden=(2,))
+
+
+@pytest.mark.parametrize(
+    ("config", "decisions"),
+    [
+        (LayersConfig(options={"width": 4}, router=CNN, straight_through="score"), 1),
+        (LayersConfig(options={"width": 4}, routers="block", experts=3, top_k=2, temperature=2.0), 2),
+        (LayersConfig(options={"width": 4}, routers="layer", experts=3, top_k="all"), 2),
+        (LayersConfig(options={"width": 4}, router=CNN, batch_norm="per_expert", scale=0.75), 1),
+        (LayersConfig(options={"width": 4}, router=RouterConfig(name="linear", train=False), overlap=True), 1),
+        (LayersConfig(options={"width": 4}, experts=1), 1),
+    ],
+    ids=["shared", "block", "layer", "per_expert", "overlap", "one"],
+)
+def test_a_layer_level_mixture_is_recorded_and_loaded(tmp_path: Path, config: LayersConfig, decisions: int) -> None:
+    data = tiny.digits()
+    model = build_layers(config, data, seed=3)
+    assert ("router" in model.players()) is (config.experts > 1 and config.router.train)
+    (batch,) = data.val.batches(30)
+    _save(tmp_path, model)
+    loaded = load(tmp_path)
+    assert isinstance(loaded, LayerMixture) and not loaded.training
+    assert _equal(loaded, model) and torch.equal(loaded(batch.x), model.eval()(batch.x))
+    assert len(list(leaves(loaded.gate(batch.x)))) == decisions
+    assert _equal(build_layers(config, data, seed=3), model) and not _equal(build_layers(config, data, seed=4), model)
+    assert spec_of(loaded) == spec_of(model)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (LayersConfig(backbone="mlp"), "backbone of .* layers must be one of .*small_cnn.*, got 'mlp'"),
+        (LayersConfig(options={"height": 3}), "expert 'small_cnn' has no option 'height'"),
+        (LayersConfig(options={"scale": 0.5}), "scale belongs to the mixture"),
+        (LayersConfig(options={"width": 4}, scale=0.1), "scale 0.1 leaves no channel of a layer of 4; raise it"),
+    ],
+)
+def test_a_layer_level_mixture_that_cannot_be_built_says_why(config: LayersConfig, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build_layers(config, tiny.digits(), seed=0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 import recipe_sample as sample
 
-from phalanx.loading.layers import completed, layered, merged, node_of, overrides_node, to_plain, values_node
+from phalanx.loading.layers import BELONGS_TO, completed, layered, merged, node_of, overrides_node, to_plain, values_node
 from phalanx.loading.problems import DEFAULT, Place, RecipeErrors
 from phalanx.loading.shapes import Leaf, Section, shape_of
 
@@ -48,6 +49,25 @@ def test_a_name_that_chooses_nothing_replaces_nothing() -> None:
     # Data.name is text, not the discriminator of a choice
     below = {"data": {"name": "digits", "batch_size": 3}}
     assert merge(below, {"data": {"name": "cifar10"}}) == {"data": {"name": "cifar10", "batch_size": 3}}
+
+
+@dataclass(frozen=True)
+class Network:
+    kind: str = "cnn"
+    options: Mapping[str, int] = field(default_factory=dict, metadata={BELONGS_TO: "kind"})
+
+
+def test_options_go_with_what_they_are_about() -> None:
+    shape = Section(Network)
+    below = node_of({"kind": "cnn", "options": {"width": 3}}, LOW)
+
+    def over(above: dict[str, Any]) -> object:
+        return merged(shape, below, node_of(above, HIGH)).plain()
+
+    assert over({"kind": "mlp"}) == {"kind": "mlp"}
+    assert over({"kind": "mlp", "options": {"depth": 2}}) == {"kind": "mlp", "options": {"depth": 2}}
+    both = {"kind": "cnn", "options": {"width": 3, "depth": 2}}
+    assert over({"kind": "cnn", "options": {"depth": 2}}) == over({"options": {"depth": 2}}) == both
 
 
 def test_a_section_is_where_a_file_has_it() -> None:

@@ -318,7 +318,7 @@ def test_the_cost_of_a_step_is_the_documented_one(method: RTER | JTDMoE, units: 
 
 def _refused(model: Any, method: JTDMoE, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        method.check(model)
+        method.check(model, 10)
 
 
 def test_a_model_that_is_not_dual_is_refused(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_robust_half_without_an_idle_expert_is_refused(experts: int, top_k: in
     model = DualModel(tiny.mixture(2), tiny.mixture(experts, top_k, seed=1), 0.5)
     message = f"robust half: jtdmoe needs a non-selected expert: top_k={top_k} of {experts} experts; {remedy}"
     _refused(model, _method(), message)
-    _method(regularised="all").check(model)
+    _method(regularised="all").check(model, 10)
 
 
 def test_a_dual_half_is_refused() -> None:

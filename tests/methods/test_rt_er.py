@@ -203,7 +203,7 @@ def test_all_attacks_every_expert_on_the_whole_batch() -> None:
 def test_all_needs_no_idle_expert() -> None:
     method = RTER(attack=PGD(steps=1), regularised="all").within(tiny.THREAT)
     for model in (tiny.mixture(2, "all"), tiny.mixture(1)):
-        method.check(model)
+        method.check(model, 10)
         assert _loss(method, model).logs["kl"] > 0
 
 
@@ -394,7 +394,7 @@ def test_a_mixture_without_an_idle_expert_is_refused(experts: int, top_k: int | 
         _loss(method, model)
     # and before there is a batch
     with pytest.raises(InputError, match=message):
-        method.check(model)
+        method.check(model, 10)
 
 
 class _Pair(nn.Module):
@@ -425,12 +425,12 @@ def test_a_model_with_several_gates_is_refused() -> None:
         _loss(RTER(attack=PGD(steps=1)).within(tiny.THREAT), model)
     dual = DualModel(tiny.mixture(2), tiny.mixture(2, seed=1), 0.5)
     with pytest.raises(InputError, match="rt_er trains a mixture of whole networks, got a model with several gates"):
-        RTER().check(dual)
+        RTER().check(dual, 10)
 
 
 def test_a_mixture_with_an_idle_expert_passes_the_check() -> None:
-    RTER().check(tiny.mixture(2))
-    RTER().check(tiny.mixture(3, 2))
+    RTER().check(tiny.mixture(2), 10)
+    RTER().check(tiny.mixture(3, 2), 10)
 
 
 def test_the_threat_fills_what_was_left_open() -> None:

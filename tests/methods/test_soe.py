@@ -274,7 +274,7 @@ def test_every_parameter_moves(weighting: Weighting, attack_on: AttackOn, expert
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attack = PGD(steps=3, random_start=False)
     method = SOE(weighting=weighting, attack_on=attack_on, attack=attack).within(tiny.THREAT)
-    method.check(model)
+    method.check(model, 10)
     (update,) = method.updates(model, {"train": _batch(32, torch.float32)}, RNG)
     assert update.player == "all"
     after_search = dict(model.named_buffers())
@@ -380,7 +380,7 @@ def test_defaults() -> None:
 def test_it_trains_nothing_else() -> None:
     model = MixtureOfExperts(None, [nn.Linear(1, 2)])
     method = SOE().within(tiny.THREAT)
-    for attempt in (lambda: method.check(model), lambda: next(method.updates(model, {"train": _batch()}, RNG))):
+    for attempt in (lambda: method.check(model, 10), lambda: next(method.updates(model, {"train": _batch()}, RNG))):
         with pytest.raises(InputError, match="soe trains a SynergyOfExperts, got MixtureOfExperts; set "):
             attempt()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phalanx.nn import exact_fp32, frozen, preserved_rng
+from phalanx.nn import exact_fp32, frozen, frozen_except, preserved_rng
 
 BACKENDS: Any = torch.backends
 
@@ -63,6 +63,55 @@ def test_gradients_and_batchnorm_statistics_are_left_alone() -> None:
         assert (parameter.grad is None) == (gradient is None)
         assert gradient is None or torch.equal(parameter.grad, gradient)
     assert all(torch.equal(value, statistics[name]) for name, value in model.state_dict().items())
+
+
+def two_players() -> nn.Module:
+    """A network of two parts with dropout between them; the second has a frozen part of its own."""
+    second = nn.Sequential(nn.Sequential(nn.Conv2d(2, 2, 3), nn.BatchNorm2d(2), nn.Dropout()), nn.BatchNorm2d(2))
+    second[1].eval().requires_grad_(False)
+    first = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 3), nn.Dropout())
+    return nn.ModuleDict({"first": first, "between": nn.Dropout(), "second": second})
+
+
+@pytest.mark.parametrize(("player", "other"), [("first", "second"), ("second", "first")])
+def test_one_player_stays_as_it_is_and_all_else_is_frozen(player: str, other: str) -> None:
+    model = two_players()
+    before, own = flags(model), flags(model[player])
+    with frozen_except(model, model[player].parameters()):
+        assert flags(model[player]) == own and any(own)
+        assert not any(flags(model[other])) and not model.training and not model["between"].training
+    assert flags(model) == before
+
+
+def test_a_module_with_one_foreign_parameter_is_frozen_but_not_all_in_it() -> None:
+    model = partly_frozen()
+    # the convolution's bias and the inner BatchNorm, but not the convolution's weight
+    moving = [model[0].bias, *model[2].parameters()]
+    with frozen_except(model, moving):
+        assert [m.training for m in model.modules()] == [False, False, False, True, True, True]
+        assert [p.requires_grad for p in model.parameters()] == [False, True, False, False, True, False]
+
+
+def test_nobody_moving_is_frozen_and_everybody_is_not() -> None:
+    model = two_players()
+    before = flags(model)
+    with frozen_except(model, ()):
+        assert not any(flags(model))
+    with frozen_except(model, model.parameters()):
+        assert flags(model) == before
+
+
+def test_the_others_statistics_and_gradients_are_left_alone() -> None:
+    model = two_players()
+    x = torch.rand(4, 1, 6, 6)
+    statistics = {name: value.clone() for name, value in model.state_dict().items()}
+    with frozen_except(model, model["second"].parameters()):
+        out = model["second"](model["between"](model["first"](x)))
+    out.square().sum().backward()
+    assert all(p.grad is None for p in model["first"].parameters())
+    assert all(p.grad is not None for p in model["second"][0][0].parameters())
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, statistics[name])}
+    assert moved == {f"second.0.1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")}
 
 
 def test_a_plain_callable_is_left_alone() -> None:

@@ -3,7 +3,7 @@
 Mappings merge key by key and lists are replaced. A section chosen by its `name` is replaced as a whole when
 a later source gives it another name: the keys of "pgd" say nothing about "fgsm". So `--set method.name=st`
 drops what the recipe says about the method it names, and nothing that another `--set` says; the rest takes
-its default.
+its default. The options of an expert or a backbone go with it in the same way.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ from phalanx.loading.scalars import encodable
 from phalanx.loading.shapes import Choice, Items, Leaf, Section, Shape, Table, chosen
 from phalanx.loading.strict_yaml import MAX_DEPTH, read_value
 from phalanx.loading.tree import Node, Plain
+
+
+BELONGS_TO = "belongs_to"
+"""In a field's metadata: the field whose value it is about, as the options of an expert are."""
 
 
 def layered(kind: type[Any], layers: Sequence[Node]) -> Node:
@@ -39,8 +43,17 @@ def merged(shape: Shape, below: Node | None, above: Node) -> Node:
     if isinstance(shape, Choice) and _renamed(shape.discriminator, below, above):
         return above
     inner = chosen(shape, above, below)
-    entries = {key: merged(inner.child(key), below.value.get(key), node) for key, node in above.value.items()}
-    return Node(below.value | entries, _section_place(below.place, above.place))
+    under = {key: node for key, node in below.value.items() if not _outdated(inner, key, below, above)}
+    entries = {key: merged(inner.child(key), under.get(key), node) for key, node in above.value.items()}
+    return Node(under | entries, _section_place(below.place, above.place))
+
+
+def _outdated(shape: Shape, key: str, below: Node, above: Node) -> bool:
+    """`key` belongs to another key's value (its field's metadata `BELONGS_TO` says which), and that is a new one."""
+    if not isinstance(shape, Section):
+        return False
+    owner = next((field.metadata.get(BELONGS_TO) for field in dataclasses.fields(shape.kind) if field.name == key), None)
+    return owner is not None and _renamed(owner, below, above)
 
 
 def _renamed(discriminator: str, below: Node, above: Node) -> bool:

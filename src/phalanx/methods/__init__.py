@@ -4,21 +4,42 @@ from typing import Annotated
 
 from pydantic import Field
 
+from phalanx.methods.adaptive_smoothing import AdaptiveSmoothingTraining
+from phalanx.methods.advmoe import AdvMoE
 from phalanx.methods.at import AT
 from phalanx.methods.base import LabelledBatch, Loss, Method, Update
 from phalanx.methods.dwf import DWF
+from phalanx.methods.free_at import FreeAT
 from phalanx.methods.jtdmoe import JTDMoE
 from phalanx.methods.rt_er import RTER
 from phalanx.methods.soe import SOE
 from phalanx.methods.st import ST
 from phalanx.methods.trades import TRADES
 
-AnyMethod = Annotated[ST | AT | TRADES | RTER | JTDMoE | DWF | SOE, Field(discriminator="name")]
+AnyMethod = Annotated[
+    ST | AT | TRADES | RTER | JTDMoE | DWF | SOE | FreeAT | AdaptiveSmoothingTraining | AdvMoE,
+    Field(discriminator="name"),
+]
 """The methods a recipe can name."""
 
-METHODS: dict[str, type[ST] | type[AT] | type[TRADES] | type[RTER] | type[JTDMoE] | type[DWF] | type[SOE]] = {
+METHODS: dict[
+    str,
+    type[ST]
+    | type[AT]
+    | type[TRADES]
+    | type[RTER]
+    | type[JTDMoE]
+    | type[DWF]
+    | type[SOE]
+    | type[FreeAT]
+    | type[AdaptiveSmoothingTraining]
+    | type[AdvMoE],
+] = {
+    "adaptive_smoothing": AdaptiveSmoothingTraining,
+    "advmoe": AdvMoE,
     "at": AT,
     "dwf": DWF,
+    "free_at": FreeAT,
     "jtdmoe": JTDMoE,
     "rt_er": RTER,
     "soe": SOE,
@@ -34,7 +55,10 @@ __all__ = [
     "SOE",
     "ST",
     "TRADES",
+    "AdaptiveSmoothingTraining",
+    "AdvMoE",
     "AnyMethod",
+    "FreeAT",
     "JTDMoE",
     "LabelledBatch",
     "Loss",

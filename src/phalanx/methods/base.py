@@ -56,8 +56,8 @@ class Method(Protocol):
     @property
     def name(self) -> str: ...
 
-    def check(self, model: RoutedModel) -> None:
-        """Before training: raises InputError for a model that the method cannot train."""
+    def check(self, model: RoutedModel, num_classes: int) -> None:
+        """Before training: raises InputError for a model that the method cannot train, on data of so many classes."""
         ...
 
     def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:
@@ -68,14 +68,19 @@ class Method(Protocol):
         """The method with the recipe's threat in every attack that does not set its own."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON values and tensors, by name."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse; tensors come back on the CPU."""
+        ...
 
 
 class Stateless:
     """What most methods share: any model will do, and everything follows from the weights, the step and the seed."""
 
-    def check(self, model: RoutedModel) -> None:
+    def check(self, model: RoutedModel, num_classes: int) -> None:
         """Nothing to refuse."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,11 +100,16 @@ def loss_of_pass(passed: Routed, y: Tensor, balance: float) -> Loss:
     """The same of a forward pass that the caller goes on using."""
     logits, route = passed
     value = F.cross_entropy(logits, y)
-    logs = {"accuracy": (logits.detach().argmax(-1) == y).float().mean()}
+    logs = {"accuracy": accuracy_of(logits, y)}
     if route is not None and any(leaf.num_experts > 1 for leaf in leaves(route)):
         value = value + balance * load_balance(route)
         logs |= _loads(route)
     return Loss(value, logs)
+
+
+def accuracy_of(logits: Tensor, y: Tensor) -> Tensor:
+    """() share of logits (B, C) that answer y (B,), detached."""
+    return (logits.detach().argmax(-1) == y).float().mean()
 
 
 def _loads(route: RouteTree) -> dict[str, Tensor]:

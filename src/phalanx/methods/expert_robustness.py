@@ -28,7 +28,7 @@ from phalanx.methods.base import (
 from phalanx.methods.joint_inner import JointInner
 from phalanx.nn import frozen
 from phalanx.rng import Rng, SampleRng
-from phalanx.routing import DualModel, MixtureOfExperts, Route, Routed, RoutedModel
+from phalanx.routing import DualModel, LayerMixture, MixtureOfExperts, Route, Routed, RoutedModel
 from phalanx.threat import ThreatModel
 
 Regularised = Literal["second", "all_others", "all"]
@@ -142,6 +142,11 @@ class ExpertRobustness(Stateless, ABC):
         """Raises InputError if it shows without an image that `model` is no mixture with an expert to regularise."""
         if isinstance(model, DualModel):
             raise self._several_gates()
+        if isinstance(model, LayerMixture):
+            raise InputError(
+                f"{self.name} trains a mixture of whole networks, got a network with routed layers; "
+                "use advmoe, or trades or at"
+            )
         if isinstance(model, MixtureOfExperts):
             self._check_idle(model.top_k, len(model.experts))
 

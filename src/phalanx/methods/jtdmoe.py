@@ -50,7 +50,8 @@ class JTDMoE(ExpertRobustness):
         """What holds of `upper_moves`."""
         return self.upper_moves or UPPER_MOVES[self.preset]
 
-    def check(self, model: RoutedModel) -> None:
+    def check(self, model: RoutedModel, num_classes: int) -> None:
+        del num_classes
         dual = self._dual(model)
         if not 0 < dual.alpha < 1:
             half = "standard" if dual.alpha else "robust"

@@ -33,7 +33,8 @@ class RTER(ExpertRobustness):
         "sound": Choices("all_others", "adversarial", "own", "mean", "cross_entropy"),
     }
 
-    def check(self, model: RoutedModel) -> None:
+    def check(self, model: RoutedModel, num_classes: int) -> None:
+        del num_classes
         self.check_mixture(model)
 
     def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:

@@ -64,7 +64,8 @@ class SOE(Stateless):
                 "a single sub-model has no route"
             )
 
-    def check(self, model: RoutedModel) -> None:
+    def check(self, model: RoutedModel, num_classes: int) -> None:
+        del num_classes
         self._synergy(model)
 
     def within(self, threat: ThreatModel) -> Self:

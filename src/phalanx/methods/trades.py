@@ -28,7 +28,8 @@ class TRADES(Stateless):
 
     f is the whole mixture, gate included; both terms are batch means and gradient flows through both branches. The
     balance loss is that of the clean pass. One deviation from the authors' code: the attack starts uniformly in the
-    ball rather than at x + 0.001 N(0, 1); either leaves x, where the gradient of the KL is zero.
+    ball rather than at x + 0.001 N(0, 1), which is its `gaussian_start`; either leaves x, where the gradient of the KL
+    is zero. On a network with routed layers, without balance loss, it is AdvMoE's baseline "AT (MoE)".
     """
 
     name: Literal["trades"] = "trades"
@@ -43,16 +44,7 @@ class TRADES(Stateless):
     def __post_init__(self) -> None:
         check_weight("beta", self.beta)
         check_weight("balance", self.balance)
-        if self.attack.objective != "kl":
-            raise ValueError(
-                f"attack.objective must be 'kl', the term that trades climbs, got {self.attack.objective!r}; "
-                "set it, or use method at"
-            )
-        if not getattr(self.attack, "random_start", False):
-            raise ValueError(
-                f"attack must start at random, got {self.attack.name} from the clean image, "
-                "where the KL has no gradient; use pgd with random_start"
-            )
+        check_divergence_attack(self.attack, self.name)
 
     def within(self, threat: ThreatModel) -> Self:
         return replace(self, attack=self.attack.within(threat))
@@ -67,3 +59,17 @@ class TRADES(Stateless):
             return with_divergence(loss_of_pass(clean, y, self.balance), self.beta, kl)
 
         yield Update(loss, logs={"zero_gradient": found.zero_gradient.float().mean()})
+
+
+def check_divergence_attack(attack: AnyAttack, method: str) -> None:
+    """Raises ValueError unless `attack` climbs the KL, from where that has a gradient."""
+    if attack.objective != "kl":
+        raise ValueError(
+            f"attack.objective must be 'kl', the term that {method} climbs, got {attack.objective!r}; "
+            "set it, or use method at"
+        )
+    if not getattr(attack, "random_start", False):
+        raise ValueError(
+            f"attack must start at random, got {attack.name} from the clean image, "
+            "where the KL has no gradient; use pgd with random_start"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,11 +28,21 @@ def frozen(model: Callable[..., Any]) -> Iterator[None]:
 
     A callable that is no module is left alone.
     """
+    with frozen_except(model, ()):
+        yield
+
+
+@contextmanager
+def frozen_except(model: Callable[..., Any], moving: Iterable[nn.Parameter]) -> Iterator[None]:
+    """As `frozen`, but for one player of a model: the parameters `moving`, and the largest submodules that hold no
+    others, stay as they are. What belongs to nobody, such as dropout between two players' parts, is frozen."""
     if not isinstance(model, nn.Module):
         yield
         return
-    modes = [(module, module.training) for module in model.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    theirs = {id(parameter) for parameter in moving}
+    own = set(_held_alone(model, theirs)) if theirs else set()
+    modes = [(module, module.training) for module in model.modules() if module not in own]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters() if id(parameter) not in theirs]
     try:
         for module, _ in modes:
             module.training = False
@@ -44,6 +54,16 @@ def frozen(model: Callable[..., Any]) -> Iterator[None]:
             module.training = training
         for parameter, requires_grad in flags:
             parameter.requires_grad_(requires_grad)
+
+
+def _held_alone(module: nn.Module, parameters: set[int]) -> Iterator[nn.Module]:
+    """Every part of the largest submodules that have parameters, all of them among `parameters`."""
+    held = [id(parameter) in parameters for parameter in module.parameters()]
+    if held and all(held):
+        yield from module.modules()
+    elif any(held):
+        for child in module.children():
+            yield from _held_alone(child, parameters)
 
 
 @contextmanager
