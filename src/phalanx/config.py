@@ -366,8 +366,8 @@ class EvaluationConfig:
     """Images attacked together; verdicts do not depend on it."""
     analysis: str | None = None
     """One attack, such as pgd-20, under which routes, single experts and margins are looked at besides, on at most
-    1,000 images; it costs that attack once for the model and once for each expert, and for a mixture as much again, under
-    a gate that knows the label. None leaves it out."""
+    1,000 images; it costs that attack once for the model and once for each expert, and for a mixture as much again
+    under a gate that knows the label. None leaves it out."""
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:
@@ -579,8 +579,8 @@ class ReproductionConfig:
     study: str
     """The study's recipe at scale S is STUDY-S."""
     rows: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Rows of the study in the table's order, and under each the printed percentages by column (SA, RA, RA-E, ...), or by
-    attack of a curve (fgsm:0.03, pgd-20)."""
+    """Rows of the study in the table's order, and under each the printed percentages by column (SA, RA, RA-E, ...), or
+    by attack of a curve (fgsm:0.03, pgd-20)."""
 
     def __post_init__(self) -> None:
         if not self.rows:

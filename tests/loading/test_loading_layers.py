@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import recipe_sample as sample
 
-from phalanx.loading.layers import BELONGS_TO, completed, layered, merged, node_of, overrides_node, to_plain, values_node
+from phalanx.loading.layers import (
+    BELONGS_TO,
+    completed,
+    layered,
+    merged,
+    node_of,
+    overrides_node,
+    to_plain,
+    values_node,
+)
 from phalanx.loading.problems import DEFAULT, Place, RecipeErrors
 from phalanx.loading.shapes import Leaf, Section, shape_of
 

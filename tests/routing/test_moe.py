@@ -173,3 +173,9 @@ def test_a_tuple_of_routes_belongs_to_another_model() -> None:
     model, x = small_mixture(2), images(2)
     with pytest.raises(TypeError, match="a model-level mixture takes one Route, got tuple"):
         model.routed(x, (model.gate(x),))
+
+
+def test_what_is_frozen_of_an_expert_does_not_move() -> None:
+    model = small_mixture(2)
+    model.experts[0].requires_grad_(False)
+    assert [id(own) for own in model.players()["experts"]] == [id(own) for own in model.experts[1].parameters()]

@@ -97,7 +97,7 @@ def build_backbone(
     """
     routable = [known for known, builder in EXPERTS.items() if "layers" in inspect.signature(builder).parameters]
     if name not in routable:
-        raise InputError(f"a routed or masked network's backbone must be one of {', '.join(routable)}, got {name!r}")
+        raise InputError(f"a backbone of routed or masked layers must be one of {', '.join(routable)}, got {name!r}")
     _check_options(name, EXPERTS[name], options, routed=True)
     if "scale" in options:
         raise InputError(f"{name}: scale belongs to the mixture, not to its backbone's options")

@@ -21,7 +21,6 @@ from phalanx.loading.shapes import Choice, Items, Leaf, Section, Shape, Table, c
 from phalanx.loading.strict_yaml import MAX_DEPTH, read_value
 from phalanx.loading.tree import Node, Plain
 
-
 BELONGS_TO = "belongs_to"
 """In a field's metadata: the field whose value it is about, as the options of an expert are."""
 
@@ -52,7 +51,9 @@ def _outdated(shape: Shape, key: str, below: Node, above: Node) -> bool:
     """`key` belongs to another key's value (its field's metadata `BELONGS_TO` says which), and that is a new one."""
     if not isinstance(shape, Section):
         return False
-    owner = next((field.metadata.get(BELONGS_TO) for field in dataclasses.fields(shape.kind) if field.name == key), None)
+    owner = next(
+        (field.metadata.get(BELONGS_TO) for field in dataclasses.fields(shape.kind) if field.name == key), None
+    )
     return owner is not None and _renamed(owner, below, above)
 
 
