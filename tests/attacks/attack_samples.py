@@ -7,7 +7,21 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from phalanx.attacks import FGSM, PGD, Attack, JointMargin, ReleasedAPGD, ReleasedPGD, RouteSteering
+from phalanx.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    FGSMRS,
+    PGD,
+    APGDTargeted,
+    Attack,
+    JointMargin,
+    ReleasedAdvMoE,
+    ReleasedAPGD,
+    ReleasedPGD,
+    RouteSteering,
+    Square,
+)
 from phalanx.nn import ConvBN
 from phalanx.routing import DualModel, LinearRouter, MixtureOfExperts, RoutedModel
 
@@ -18,17 +32,33 @@ ATTACKS: dict[str, Attack] = {
     "fgsm": FGSM(eps="8/255"),
     "fgsm-l2": FGSM(eps=0.3, norm="L2"),
     "fgsm-l1-margin": FGSM(eps=1.0, norm="L1", objective="margin"),
+    "fgsm-rs": FGSMRS(eps="8/255"),
+    "fgsm-rs-l2-dense": FGSMRS(eps=0.3, norm="L2", step=0.5, surface="dense"),
     "pgd-linf": PGD(eps=0.06, steps=4),
     "pgd-l2": PGD(eps=0.4, norm="L2", steps=4),
     "pgd-l1": PGD(eps=1.5, norm="L1", steps=4),
     "pgd-margin": PGD(eps=0.06, steps=4, objective="margin"),
     "pgd-targeted": PGD(eps=0.06, steps=4, targeted=True),
+    "pgd-gaussian": PGD(eps=0.06, steps=4, gaussian_start=0.02),
+    "pgd-kl-route": PGD(eps=0.06, steps=4, objective="kl_route"),
     "pgd-restarts": PGD(eps=0.06, steps=3, restarts=3),
     "pgd-from-clean": PGD(eps=0.06, steps=4, random_start=False),
     "pgd-last": PGD(eps=0.06, steps=4, keep="last"),
     "pgd-last-no-drop": PGD(eps=0.06, steps=4, restarts=2, keep="last", early_drop=False),
     "pgd-no-drop": PGD(eps=0.06, steps=4, restarts=2, early_drop=False),
     "pgd-eot": PGD(eps=0.06, steps=3, eot=3),
+    "apgd": APGD(eps=0.06, steps=5),
+    "apgd-l2-dlr": APGD(eps=0.4, norm="L2", steps=5, objective="dlr"),
+    "apgd-l1": APGD(eps=1.5, norm="L1", steps=5, restarts=2),
+    "apgd-eot-dense": APGD(eps=0.06, steps=3, eot=3, surface="dense"),
+    "apgd-t": APGDTargeted(eps=0.06, steps=4),
+    "apgd-t-l1": APGDTargeted(eps=1.5, norm="L1", steps=4, targets=1, restarts=2, surface="experts"),
+    "fab": FAB(eps=0.06, steps=4),
+    "fab-l2-nearest": FAB(eps=0.4, norm="L2", steps=4, targets=0, restarts=2),
+    "fab-l1-dense": FAB(eps=1.5, norm="L1", steps=3, targets=1, restarts=2, surface="dense"),
+    "square": Square(eps=0.06, queries=12),
+    "square-l2": Square(eps=0.4, norm="L2", queries=8, restarts=2),
+    "square-l1-experts": Square(eps=1.5, norm="L1", queries=8, surface="experts"),
     "pgd-pinned": PGD(eps=0.06, steps=4, surface="pinned"),
     "pgd-experts": PGD(eps=0.06, steps=4, surface="experts"),
     "pgd-router-l2": PGD(eps=0.4, norm="L2", steps=4, surface="router"),
@@ -41,6 +71,7 @@ ATTACKS: dict[str, Attack] = {
     "pgd-released": ReleasedPGD(eps=0.06, steps=4),
     "pgd-released-experts": ReleasedPGD(eps=0.06, steps=3, batch=8, surface="experts"),
     "apgd-released": ReleasedAPGD(eps=0.06, steps=6),
+    "pgd-released-advmoe": ReleasedAdvMoE(eps=0.06, steps=4),
 }
 
 

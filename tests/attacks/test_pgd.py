@@ -298,14 +298,20 @@ def test_the_random_start_follows_the_streams() -> None:
             {"restarts": 2, "random_start": False},
             "restarts must be 1 without random_start, got 2: all would be",
         ),
+        ({"gaussian_start": 0.0}, "gaussian_start must be positive and finite, got 0.0; leave it out for none"),
+        ({"gaussian_start": math.inf}, "gaussian_start must be positive and finite, got inf"),
+        (
+            {"gaussian_start": 0.001, "random_start": False},
+            "gaussian_start is 0.001, but random_start is false; leave one of them out",
+        ),
         ({"step_size": "2/0"}, "step_size must be a number or a fraction such as '2/255', at least 0, got '2/0'"),
         ({"step_size": -0.1}, "at least 0, got -0.1"),
         ({"eps": "8/0"}, "eps must be a number or a fraction such as '8/255', got '8/0'"),
         ({"eps": -1}, "eps must be at least 0, got -1; pixels lie in [0, 1]"),
         (
             {"objective": "loss"},
-            "objective must be one of cross_entropy, margin, kl, steer, steer_to, joint-J, "
-            "cross_entropy_fp16-J, got 'loss'",
+            "objective must be one of cross_entropy, margin, dlr, dlr_targeted, kl, kl_route, steer, steer_to, "
+            "mislead, joint-J, cross_entropy_fp16-J, cross_entropy_route-J, got 'loss'",
         ),
         ({"surface": "half"}, "surface must be one of whole"),
     ],
@@ -313,3 +319,34 @@ def test_the_random_start_follows_the_streams() -> None:
 def test_settings_that_make_no_attack(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         PGD(**{"eps": 0.1, **arguments})
+
+
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_gaussian_start_is_clipped_where_a_verdict_follows_only(judged: bool) -> None:
+    seen: list[torch.Tensor] = []
+    x = torch.zeros(400, 6, dtype=torch.float64)
+
+    def model(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.detach())
+        return torch.stack([1 + images.sum(1), 0 * images.sum(1)], 1)
+
+    attack = PGD(eps=0.05, steps=1, gaussian_start=0.02)
+    y, rng = torch.zeros(400, dtype=torch.int64), SampleRng.for_batch(400, 3)
+    (attack.run if judged else attack.search)(model, x, y, rng=rng)
+    start = seen[1 if judged else 0]
+    noise = 0.02 * rng.normal("start.gaussian", (6,)).double()
+    assert torch.equal(start, noise.clamp(0, 0.05) if judged else noise)
+    # of the size that was asked for, and some of it outside the ball
+    assert noise.std().item() == pytest.approx(0.02, rel=0.05) and (noise > 0.05).any() and (noise < 0).any()
+
+
+def test_a_restart_has_a_gaussian_start_of_its_own() -> None:
+    seen: list[torch.Tensor] = []
+    x = torch.full((3, 6), 0.5, dtype=torch.float64)
+
+    def model(images: torch.Tensor) -> torch.Tensor:
+        seen.append(images.detach())
+        return torch.stack([9 + images.sum(1), 0 * images.sum(1)], 1)
+
+    PGD(eps=0.05, steps=1, restarts=2, gaussian_start=0.01, keep="last").search(model, x, torch.zeros(3).long())
+    assert len(seen) == 2 and not torch.equal(*seen)

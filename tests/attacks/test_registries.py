@@ -58,3 +58,17 @@ def test_ours_refuse_duplicates() -> None:
         shelf.check(name)
         with pytest.raises(ValueError, match=f"{name!r} is registered already"):
             shelf.register(name)(lambda: None)
+
+
+def test_a_family_of_temperatures() -> None:
+    colours = registry()
+    colours.register_temperatures("red")(lambda temperature: lambda: temperature)
+    # beside a function of the same name
+    assert colours["red"]() == 1
+    assert [colours[name]() for name in ("red-t0.1", "red-t2", "red-t0.03", "red-t12.5")] == [0.1, 2, 0.03, 12.5]
+    assert colours.names() == ["red", "blue", "red-tT"]
+    for name in ("red-t0", "red-t0.0", "red-t.1", "red-t-1", "red-t", "red-t1e3", "red-0.1", "blue-t1"):
+        with pytest.raises(ValueError, match=re.escape(f"colour must be one of red, blue, red-tT, got {name!r}")):
+            colours[name]
+    with pytest.raises(ValueError, match="colour 'red-tT' is registered already"):
+        colours.register_temperatures("red")(lambda temperature: lambda: temperature)

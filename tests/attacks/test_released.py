@@ -8,12 +8,12 @@ import re
 import pytest
 import torch
 from attack_samples import Counting, Linear, build, images, labels_for
-from torch import Tensor
+from torch import Tensor, nn
 
-from phalanx.attacks import FGSM, OBJECTIVES, PGD, Attack, ReleasedAPGD, ReleasedPGD, RouteSteering
+from phalanx.attacks import FGSM, OBJECTIVES, PGD, Attack, ReleasedAdvMoE, ReleasedAPGD, ReleasedPGD, RouteSteering
 from phalanx.errors import InputError
 from phalanx.rng import SampleRng
-from phalanx.routing import Routed
+from phalanx.routing import Route, Routed
 
 EPS = 8 / 255
 
@@ -129,8 +129,50 @@ def test_one_run_of_auto_pgd() -> None:
     assert (loss > torch.nn.functional.cross_entropy(counted(x), y, reduction="none")).all()
 
 
+class _Sorted(nn.Module):
+    """Two experts; a router whose confidence in expert 0 is the first pixel, logits that are the second."""
+
+    def gate(self, x: Tensor) -> Route:
+        scores = torch.stack([10 * x[:, 0], 5 * torch.ones_like(x[:, 0])], 1)
+        return Route(scores, scores.argmax(-1, keepdim=True), torch.ones_like(scores[:, :1]))
+
+    def routed(self, x: Tensor, route: Route | None = None) -> Routed:
+        return Routed(torch.stack([x[:, 1], 1 - x[:, 1]], 1), self.gate(x) if route is None else route)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.routed(x).logits
+
+    def players(self) -> dict[str, list[nn.Parameter]]:
+        return {}
+
+
+def test_advmoes_attack_spends_its_steps_on_the_router() -> None:
+    x, y = torch.full((6, 2), 0.52, dtype=torch.float64), torch.tensor([0] * 6)
+    result = ReleasedAdvMoE(eps=EPS).run(_Sorted(), x, y)
+    # PGD on the classes has no gradient at the first pixel, which alone moves the route
+    ours = PGD(eps=EPS, keep="last", early_drop=False).run(_Sorted(), x, y)
+    torch.testing.assert_close(result.x_adv[:, 0], torch.full((6,), 0.52 - EPS, dtype=torch.float64))
+    assert (ours.x_adv[:, 0] > 0.52 - EPS).all()
+    assert result.flipped is not None and result.flipped.all()
+
+
+def test_advmoes_start_is_uniform_and_not_clipped() -> None:
+    seen: list[Tensor] = []
+    x = torch.zeros(500, 4, dtype=torch.float64)
+
+    def model(images: Tensor) -> Tensor:
+        seen.append(images.detach())
+        return torch.stack([images.sum(1), 1 - images.sum(1)], 1)
+
+    ReleasedAdvMoE(eps=EPS, steps=1)(model, x, torch.zeros(500, dtype=torch.int64))
+    start = seen[0] / EPS
+    assert start.min() >= -1 and start.max() <= 1 and (start < -0.9).any() and (start > 0.9).any()
+    assert abs(start.mean().item()) < 0.05
+    assert ReleasedAdvMoE().gradient_steps == 10
+
+
 def test_what_they_are_is_said_in_the_spec() -> None:
-    for attack in (ReleasedPGD(eps=EPS), ReleasedAPGD(eps=EPS)):
+    for attack in (ReleasedPGD(eps=EPS), ReleasedAPGD(eps=EPS), ReleasedAdvMoE(eps=EPS)):
         assert attack.reproduction and attack.spec()["reproduction"] is True
     for attack in (PGD(eps=EPS), FGSM(eps=EPS), RouteSteering(eps=EPS)):
         assert not attack.reproduction and "reproduction" not in attack.spec()
@@ -140,7 +182,7 @@ def test_what_they_are_is_said_in_the_spec() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [ReleasedPGD, ReleasedAPGD])
+@pytest.mark.parametrize("kind", [ReleasedPGD, ReleasedAPGD, ReleasedAdvMoE])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

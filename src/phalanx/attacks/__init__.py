@@ -4,27 +4,46 @@ from typing import Annotated
 
 from pydantic import Field
 
+from phalanx.attacks.apgd import APGD, APGDTargeted
 from phalanx.attacks.base import Attack, AttackResult
-from phalanx.attacks.fgsm import FGSM
+from phalanx.attacks.fab import FAB
+from phalanx.attacks.fgsm import FGSM, FGSMRS
 from phalanx.attacks.joint import JointMargin
 from phalanx.attacks.objectives import OBJECTIVES
 from phalanx.attacks.pgd import PGD
-from phalanx.attacks.released import ReleasedAPGD, ReleasedPGD
+from phalanx.attacks.released import ReleasedAdvMoE, ReleasedAPGD, ReleasedPGD
 from phalanx.attacks.routing_attacks import RouteSteering
+from phalanx.attacks.square import Square
 from phalanx.attacks.surfaces import SURFACES
 from phalanx.attacks.target import Climb, Target, check_answers
 from phalanx.attacks.tracker import Found, Tracker
 
 AnyAttack = Annotated[
-    FGSM | PGD | RouteSteering | JointMargin | ReleasedPGD | ReleasedAPGD, Field(discriminator="name")
+    FGSM
+    | FGSMRS
+    | PGD
+    | APGD
+    | APGDTargeted
+    | FAB
+    | Square
+    | RouteSteering
+    | JointMargin
+    | ReleasedPGD
+    | ReleasedAPGD
+    | ReleasedAdvMoE,
+    Field(discriminator="name"),
 ]
 """The attacks a recipe can name."""
 
 __all__ = [
+    "APGD",
+    "FAB",
     "FGSM",
+    "FGSMRS",
     "OBJECTIVES",
     "PGD",
     "SURFACES",
+    "APGDTargeted",
     "AnyAttack",
     "Attack",
     "AttackResult",
@@ -32,8 +51,10 @@ __all__ = [
     "Found",
     "JointMargin",
     "ReleasedAPGD",
+    "ReleasedAdvMoE",
     "ReleasedPGD",
     "RouteSteering",
+    "Square",
     "Target",
     "Tracker",
     "check_answers",

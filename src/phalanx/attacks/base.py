@@ -106,11 +106,12 @@ class Attack(ABC):
     norm: Norm | None = None
     """"Linf", "L2" or "L1"; inside a recipe, by default the recipe's threat, else Linf."""
     objective: str = "cross_entropy"
-    """What is climbed: "cross_entropy", "margin", "kl" away from the clean answer, "steer" on a surface "expert-J" or
-    "joint-L" on the surface "halves"; "cross_entropy_fp16-N" is for reproductions."""
+    """What is climbed: "cross_entropy", "margin", "dlr", "kl" away from the clean answer, "steer" on a surface
+    "expert-J", "joint-L" on the surface "halves" or "mislead" on "mixing"; "dlr_targeted" towards a class; "kl_route"
+    counts the router's scores too; "cross_entropy_fp16-N" and "cross_entropy_route-W" are for reproductions."""
     surface: str = "whole"
-    """Which part of the model is differentiated: "whole", "pinned", "experts", "router", "dense", "expert-J" or, of a
-    dual model, "standard", "robust" or "halves"."""
+    """Which part of the model is differentiated: "whole", "pinned", "experts", "router", "dense", "dense-tT" at
+    temperature T, "expert-J" or, of a dual model, "standard", "robust", "halves" or "mixing"."""
     targeted: bool = False
     """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label. Any wrong
     answer still counts as broken, and ends the search where samples are dropped early."""
@@ -124,11 +125,12 @@ class Attack(ABC):
             check_radius(self.norm or "L2", self.eps)
         OBJECTIVES.check(self.objective)
         SURFACES.check(self.surface)
-        if (self.surface == "halves") != self.objective.startswith("joint-"):
-            raise ValueError(
-                "surface 'halves' and an objective 'joint-L' go together, "
-                f"got {self.surface!r} and {self.objective!r}; change one of them"
-            )
+        for surface, objective, named in (("halves", "joint-", "joint-L"), ("mixing", "mislead", "mislead")):
+            if (self.surface == surface) != self.objective.startswith(objective):
+                raise ValueError(
+                    f"surface {surface!r} and an objective {named!r} go together, "
+                    f"got {self.surface!r} and {self.objective!r}; change one of them"
+                )
 
     def _check_fixed(self, kind: str, **fixed: object) -> None:
         """Raises ValueError for a field that this kind of attack does not leave to the caller."""

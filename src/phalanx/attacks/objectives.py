@@ -43,6 +43,45 @@ def _margin(logits_BC: Tensor, y: Tensor) -> Tensor:
     return others_BC.amax(-1) - logits_BC.gather(-1, y[:, None]).squeeze(-1)
 
 
+_CLASSES_OF_DLR = {"dlr": 3, "dlr_targeted": 4}
+
+
+def fallback(objective: str, num_classes: int) -> str:
+    """The objective that this one is on a model of so many classes: a DLR that has too few of them is the margin."""
+    return "margin" if num_classes < _CLASSES_OF_DLR.get(objective, 0) else objective
+
+
+@OBJECTIVES.register("dlr")
+def dlr(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+    """The margin over z_1 - z_3, logits z in falling order (difference of logits ratio, Croce & Hein 2020, eq. 6).
+
+    Neither a shift nor a scale of the logits changes it, so that a confident model's gradient does not vanish. Needs 3
+    classes; with 2 it is the margin.
+    """
+    del clean
+    gain_B = _margin(attacked.logits, y)
+    if attacked.logits.shape[-1] < _CLASSES_OF_DLR["dlr"]:
+        return gain_B
+    falling_B3 = attacked.logits.topk(3, -1).values
+    return gain_B / (falling_B3[:, 0] - falling_B3[:, 2]).clamp_min(1e-12)
+
+
+@OBJECTIVES.register("dlr_targeted", clean_pass=True)
+def dlr_targeted(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+    """The targeted form, to be lowered, `y` the class to reach: (z_s - z_y) / (z_1 - (z_3 + z_4) / 2) (sec. 4, eq. 7).
+
+    s, the class to leave, is the clean image's answer among all others: of an image that is classified rightly its
+    label. Needs 4 classes; with fewer it is the margin of `y`.
+    """
+    assert clean is not None
+    if attacked.logits.shape[-1] < _CLASSES_OF_DLR["dlr_targeted"]:
+        return _margin(attacked.logits, y)
+    left_B1 = clean.logits.scatter(-1, y[:, None], float("-inf")).argmax(-1, keepdim=True)
+    falling_B4 = attacked.logits.topk(4, -1).values
+    lead_B = (attacked.logits.gather(-1, left_B1) - attacked.logits.gather(-1, y[:, None])).squeeze(-1)
+    return lead_B / (falling_B4[:, 0] - falling_B4[:, 2:].mean(-1)).clamp_min(1e-12)
+
+
 @OBJECTIVES.register("kl", clean_pass=True)
 def kl(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """KL(p(x) || p(x')) of the softmax at the clean and at the attacked image (Zhang et al. 2019, eq. 5); no labels.
@@ -51,8 +90,28 @@ def kl(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """
     del y
     assert clean is not None
-    log_p_BC = clean.logits.detach().log_softmax(-1)
-    return F.kl_div(attacked.logits.log_softmax(-1), log_p_BC, reduction="none", log_target=True).sum(-1)
+    return _divergence(clean.logits, attacked.logits)
+
+
+def _divergence(clean_BN: Tensor, attacked_BN: Tensor) -> Tensor:
+    """(B,) KL(softmax(clean) || softmax(attacked)), the clean side fixed."""
+    log_p_BN = clean_BN.detach().log_softmax(-1)
+    # both sides as logarithms: where a probability underflows, t log t has no derivative
+    return F.kl_div(attacked_BN.log_softmax(-1), log_p_BN, reduction="none", log_target=True).sum(-1)
+
+
+@OBJECTIVES.register("kl_route", clean_pass=True)
+def kl_route(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+    """`kl` plus the same divergence of the router's scores, 1 to 1, the mean over several gates (AdvMoE's training).
+
+    Without a route it is `kl`.
+    """
+    assert clean is not None
+    gain = kl(attacked, clean, y)
+    if attacked.route is None or clean.route is None:
+        return gain
+    pairs = zip(leaves(clean.route), leaves(attacked.route), strict=True)
+    return gain + torch.stack([_divergence(before.scores, after.scores) for before, after in pairs]).mean(0)
 
 
 STEER_HINGE = 0.25
@@ -121,6 +180,23 @@ def joint(weight: int) -> Objective:
     return objective
 
 
+MISLEAD_WEIGHT = 0.5
+"""Of gamma in `mislead`."""
+
+
+@OBJECTIVES.register("mislead")
+def mislead(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+    """On the surface "mixing" of an `AdaptiveSmoothing`: max_{k != y} log p_D,k - log p_D,y - max(gamma, 0) / 2.
+
+    Where the mixing network is sure, alpha saturates and so does its part of the mixture's own gradient; here it is
+    driven until it says "clean", so that the standard half has its say, and the rest goes to the margin. The attack of
+    Bai et al. 2024 has the weight, but cross-entropy and no hinge: it spends all on gamma.
+    """
+    del clean
+    logits_BC, gamma = attacked.logits[:, :-1], attacked.logits[:, -1]
+    return _margin(logits_BC, y) - MISLEAD_WEIGHT * gamma.clamp_min(0)
+
+
 @OBJECTIVES.register_family("cross_entropy_fp16")
 def cross_entropy_fp16(batch: int) -> Objective:
     """Cross-entropy / N as half precision without loss scaling would give it; for reproductions.
@@ -137,5 +213,25 @@ def cross_entropy_fp16(batch: int) -> Objective:
         # a cast rounds the value on its way forward and the gradient on its way back
         logits_BC = attacked.logits.half().to(attacked.logits.dtype)
         return F.cross_entropy(logits_BC, y, reduction="none") / batch
+
+    return objective
+
+
+@OBJECTIVES.register_family("cross_entropy_route")
+def cross_entropy_route(weight: int) -> Objective:
+    """CE(logits, y) + weight CE(scores, y mod E), the mean over several gates; for reproductions.
+
+    What AdvMoE's released code evaluates its mixtures with. A router trained to know y mod E lends the sign of the
+    gradient to the second term, which is not what is judged. Without a route it is the cross-entropy.
+    """
+
+    def objective(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
+        gain = cross_entropy(attacked, clean, y)
+        if attacked.route is None:
+            return gain
+        losses = [
+            F.cross_entropy(leaf.scores, y % leaf.num_experts, reduction="none") for leaf in leaves(attacked.route)
+        ]
+        return gain + weight * torch.stack(losses).mean(0)
 
     return objective

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -32,6 +33,9 @@ class PGD(Attack):
     """Independent random starts; with `early_drop` only the samples still standing are restarted."""
     random_start: bool = True
     """Start uniformly in the ball instead of at the clean image."""
+    gaussian_start: float | None = None
+    """Start at x + this * N(0, 1) instead, in pixel units: 0.001 in the code of TRADES and AdvMoE. As there it is not
+    clipped before the first step, except under `run`, whose verdicts are about points of the ball."""
     keep: Keep | None = None
     """Return the "best" iterate (an error before all others, then the largest objective) or the "last" one; by default
     the best under `run`, the last under `search` and in training."""
@@ -52,6 +56,8 @@ class PGD(Attack):
             raise ValueError(f"eot must be at least 1, got {self.eot}")
         if self.restarts > 1 and not self.random_start:
             raise ValueError(f"restarts must be 1 without random_start, got {self.restarts}: all would be the same")
+        if self.gaussian_start is not None:
+            self._check_gaussian(self.gaussian_start)
         if self.step_size is not None:
             try:
                 parse_epsilon(self.step_size)
@@ -59,6 +65,12 @@ class PGD(Attack):
                 raise ValueError(
                     f"step_size must be a number or a fraction such as '2/255', at least 0, got {self.step_size!r}"
                 ) from None
+
+    def _check_gaussian(self, deviation: float) -> None:
+        if not 0 < deviation < math.inf:
+            raise ValueError(f"gaussian_start must be positive and finite, got {deviation}; leave it out for none")
+        if not self.random_start:
+            raise ValueError(f"gaussian_start is {deviation}, but random_start is false; leave one of them out")
 
     @property
     def gradient_steps(self) -> int:
@@ -79,7 +91,7 @@ class PGD(Attack):
         threat = self.threat
         step_size = threat.epsilon / 4 if self.step_size is None else float(parse_epsilon(self.step_size))
         alive, before = tracker.alive(), restart * self.steps
-        x_adv: Tensor = threat.random_start(alive.x, rng, restart=restart) if self.random_start else alive.x
+        x_adv = self._start(alive, rng, restart)
         for step in range(self.steps):
             climb = self._averaged(alive.climb, x_adv, tracker)
             gradient = climb.gradient
@@ -96,14 +108,27 @@ class PGD(Attack):
         else:
             tracker.take_last(x_adv, restart=restart)
 
+    def _start(self, target: Target, rng: SampleRng, restart: int) -> Tensor:
+        x = target.x
+        if self.gaussian_start is not None:
+            noise = rng.normal("start.gaussian", x.shape[1:], restart=restart).to(x.dtype)
+            start = x + self.gaussian_start * noise
+            return self.threat.project(start, x) if target.judged else start
+        return self.threat.random_start(x, rng, restart=restart) if self.random_start else x
+
     def _averaged(self, evaluate: Callable[[Tensor], Climb], x_adv: Tensor, tracker: Tracker) -> Climb:
-        mean = evaluate(x_adv)
-        for count in range(2, self.eot + 1):
-            mean = _moved(mean, evaluate(x_adv), 1 / count)
         if self.eot > 1:
             # the tracker counts one pass itself
             tracker.found.queries[tracker.rows] += self.eot - 1
-        return mean
+        return averaged(evaluate, x_adv, self.eot)
+
+
+def averaged(evaluate: Callable[[Tensor], Climb], x_adv: Tensor, passes: int) -> Climb:
+    """The mean of so many evaluations at `x_adv` (A, ...)."""
+    mean = evaluate(x_adv)
+    for count in range(2, passes + 1):
+        mean = _moved(mean, evaluate(x_adv), 1 / count)
+    return mean
 
 
 def _moved(mean: Climb, new: Climb, weight: float) -> Climb:
