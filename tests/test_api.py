@@ -64,11 +64,11 @@ def test_a_hand_built_model_needs_a_factory(data: px.Splits, tmp_path: Path) -> 
 
 
 def test_mistakes_are_named(data: px.Splits, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"method must be one of at, .*st.*, got 'attt'"):
+    with pytest.raises(InputError, match=r"method must be one of .*\bat\b.*\bst\b.*, got 'attt'"):
         px.train(_mixture(data), "attt", data, out=tmp_path / "run")
     with pytest.raises(InputError, match=r"no routed model.*MixtureOfExperts\(None, \[network\]\)"):
         px.train(nn.Linear(2, 2), "st", data, out=tmp_path / "other", factory=lambda: nn.Linear(2, 2))
     with pytest.raises(ValueError, match="norm must be one of Linf, L2, L1, got 'L3'"):
         px.evaluate(_mixture(data), data.test, norm="L3")
-    with pytest.raises(InputError, match="protocol has no attack 'standard'"):
-        px.evaluate(_mixture(data), data.test, protocol="standard")
+    with pytest.raises(InputError, match="protocol has no attack 'strongest'"):
+        px.evaluate(_mixture(data), data.test, protocol="strongest")

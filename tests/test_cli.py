@@ -101,6 +101,33 @@ def test_run_writes_the_report_and_repeats_nothing(phalanx: Run, study: Path) ->
     assert (study / "report.html").is_file() and json.loads((study / "table.json").read_text())
 
 
+def test_several_seeds_make_one_table_and_resume(phalanx: Run, tmp_path: Path) -> None:
+    small = ["digits-at", "--out", tmp_path, *TINY]
+    code, out, err = phalanx("run", *small, "--seeds", "3")
+    # one seed has no deviation: its number and its interval
+    assert code == 0 and "±" not in out and "95 % interval" in out
+    code, out, err = phalanx("run", *small, "--seeds", "3,4")
+    assert code == 0 and "seed 3\ndigits-at: skipped" in err and "seed 4\ndigits-at: running" in err
+    assert "±" in out and "mean ± sample standard deviation of 2 seeds (3, 4)" in " ".join(out.split())
+    table = json.loads((tmp_path / "table.json").read_text())
+    own = [json.loads((tmp_path / f"seed-{seed}" / "table.json").read_text())["rows"] for seed in (3, 4)]
+    held = [row["worst_case"]["held"] for (row,) in own]
+    assert table["rows"][0]["columns"]["worst"]["held"] == held and table["seeds"] == [3, 4]
+    assert "--seeds 3,4" in table["command"] and (tmp_path / "report.html").is_file()
+
+
+def test_a_papers_table_over_seeds_has_its_own_place(phalanx: Run, tmp_path: Path) -> None:
+    some = ["dual/table1", "--out", tmp_path, *TINY, "--set", "evaluation.analysis=null"]
+    code, out, err = phalanx("reproduce", *some, "--seeds", "0,1")
+    assert code == 0, err
+    assert out.splitlines()[-1] == f"report: {tmp_path / 'tables/dual-table1/report.html'}"
+    table = json.loads((tmp_path / "tables/dual-table1/table.json").read_text())
+    (row,) = table["rows"]
+    assert row["reported"]["SA"] == 92.14 and len(row["columns"]["SA"]["held"]) == 2
+    assert (tmp_path / "seed-1/tables/dual-table1/report.html").is_file()
+    assert "reported" in out and "92.14" in out
+
+
 def test_another_setting_is_refused_in_the_same_folder_and_fresh_starts_again(
     phalanx: Run, study: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +159,8 @@ def test_an_attack_outside_the_threat_is_printed_and_counts_for_nothing(phalanx:
     def shares(protocol: str) -> dict[str, str]:
         code, out, _ = phalanx("evaluate", study / "at", "--protocol", protocol, "--n", "30")
         assert code == 0
-        return {line.split()[0]: line[line.index("%") - 5 :] for line in out.splitlines() if "%" in line}
+        rates = (line.partition("  broke ")[0] for line in out.splitlines() if "%" in line)
+        return {line.split()[0]: line[line.index("%") - 5 :] for line in rates}
 
     alone, wider = shares("fgsm"), shares("fgsm,fgsm:0.9")
     assert wider["fgsm:0.9"] != wider["fgsm"] == alone["fgsm"] == wider["worst"]
@@ -141,16 +169,23 @@ def test_an_attack_outside_the_threat_is_printed_and_counts_for_nothing(phalanx:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "quikstart"], "no recipe is named 'quikstart'; there are cifar10-at"),
+        (["run", "quikstart"], "no recipe is named 'quikstart'; there are "),
         (["run", "missing.yaml"], "missing.yaml does not exist"),
         (["train", "digits-at", "--set", "model.exprts=3"], "model.exprts: no such key; did you mean 'experts'?"),
         (["train", "digits-at", "--set", "threat.eps=8/0"], "'8/0'"),
         (["train", "digits-at", "--set", "model.top_k=9"], "model.top_k: must be in 1..experts=4"),
-        (["train", "digits-at", "--set", "model.expert=mpl"], "expert must be one of mlp, resnet18, small_cnn"),
+        (["train", "digits-at", "--set", "model.expert=mpl"], "'timm:MODEL' or 'module:factory', got 'mpl'"),
         (["train", "digits-at", "--set", "model.options.depth=3"], "has no option 'depth'"),
         (["train", "digits-at", "--set", "training.batch_size=5000"], "lower it"),
         (["train", "digits-at", "--set", "evaluation.protocol=aa"], "protocol has no attack 'aa'"),
         (["train", "digits-at", "--set", "device=cuda:7"], "device"),
+        (["run", "digits-at", "--seeds", "1,2,1"], "--seeds names 1 twice"),
+        (["run", "digits-at", "--seeds", "0,a"], "--seeds must be whole numbers in 0..2**31 - 1 joined by commas"),
+        (["run", "digits-at", "--seeds", "-1"], "got '-1'"),
+        (["reproduce", "dual/table1", "--seeds", "2147483648"], "got '2147483648'"),
+        (["run", "digits-at", "--seeds", ""], "got ''"),
+        (["run", "digits-at", "--seeds", "0,1", "--set", "seed=3"], "--seeds and --set seed=N both choose the seed"),
+        (["reproduce", "dwf/table3-svhn"], "dwf/table3-svhn cannot be made at --scale digits, only at reduced or full"),
         (["train", "digits-at", "--set", "data.name=folder:nowhere"], "nowhere"),
         (["evaluate", "nowhere"], "nowhere"),
         (["report", "nowhere"], "nowhere is no folder"),

@@ -31,10 +31,11 @@ ALLOWED = {
     "report": "runs",
     "config": "data.config loading methods rng threat training.config",
     "models": "config data experts nn routing runs",
+    "compat": "attacks data evaluation nn rng routing runs threat",
     "console": "training",
     "worker": "training",
     "workers": "runs training worker",
-    "workflow": "attacks config data evaluation loading methods models report routing runs threat training workers",
+    "workflow": "attacks config data evaluation loading methods models nn report routing runs threat training workers",
     "api": "*", "cli": "*", "__init__": "*",
 }  # fmt: skip
 

@@ -397,7 +397,7 @@ def test_a_study_is_made_once(study: tuple[Plan, Path, list[tuple[str, str]]], m
     def never(*arguments: Any, **settings: Any) -> None:
         raise AssertionError("a finished study trains and evaluates nothing")
 
-    for module, functions in (("training", ("train", "load_data")), ("evaluating", ("evaluate", "load_data"))):
+    for module, functions in (("training", ("train", "load_data")), ("measuring", ("evaluate", "load_data"))):
         for function in functions:
             monkeypatch.setattr(sys.modules[f"phalanx.workflow.{module}"], function, never)
     again: list[tuple[str, str]] = []

@@ -21,7 +21,7 @@ from phalanx.loading import to_plain
 from phalanx.methods import METHODS, Method
 from phalanx.models import load
 from phalanx.nn import spec_of
-from phalanx.routing import CNNRouter, DualModel, LinearRouter, MixtureOfExperts, MLPRouter, Route
+from phalanx.routing import AdaptiveSmoothing, CNNRouter, DualModel, LinearRouter, MixtureOfExperts, MLPRouter, Route
 from phalanx.threat import ThreatModel, parse_norm
 from phalanx.training import Reporter, TrainingConfig
 from phalanx.workflow import Trained, train_into
@@ -162,7 +162,7 @@ def evaluate(
     return _evaluate(
         model,
         images,
-        _protocol(protocol, threat, halves=isinstance(model, DualModel)),
+        _protocol(protocol, threat, halves=isinstance(model, DualModel), mixing=isinstance(model, AdaptiveSmoothing)),
         threat,
         ledger=None if out is None else Path(out),
         batch_size=batch_size,

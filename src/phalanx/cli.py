@@ -17,13 +17,15 @@ from phalanx import __version__
 from phalanx.errors import PhalanxError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from phalanx.config import DualView
-    from phalanx.report import RowSource
-    from phalanx.runs import Summary
-    from phalanx.workflow import Plan
+    from phalanx.report import Page
+    from phalanx.threat import ThreatModel
+    from phalanx.workflow import Reproduction
 
 EXIT_CODES = """Exit codes: 0 done, 2 wrong input, 3 training diverged, 4 a file is corrupt, 5 disk full or not
-writable, 6 the folder is in use, 130 or 143 stopped by a signal after saving."""
+writable, 6 the folder is in use, 7 a check of the numbers failed, 130 or 143 stopped by a signal after saving."""
 
 app = typer.Typer(
     name="phalanx",
@@ -57,6 +59,14 @@ WorkersOption = Annotated[
         help="Processes for independent runs. [default: 2 on a CPU with two cores or more, else 1]",
     ),
 ]
+SeedsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--seeds",
+        metavar="N,N,...",
+        help="Make everything once for each training seed, in DIR/seed-N; report mean ± deviation.",
+    ),
+]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Remove what the folder holds and start again.")]
 
 
@@ -84,6 +94,7 @@ def run(
     recipe: RecipeArgument,
     set_: SetOption = None,
     out: OutOption = None,
+    seeds: SeedsOption = None,
     fresh: FreshOption = False,
     workers: WorkersOption = None,
 ) -> None:
@@ -91,30 +102,71 @@ def run(
 
     The same command takes up interrupted work where it stopped, and repeats nothing that is finished.
     """
+    from phalanx.workflow import whole_study
+
+    _study(lambda overrides: whole_study(recipe, overrides), set_, out, seeds, fresh, workers)
+
+
+def _study(
+    make: Callable[[tuple[str, ...]], Reproduction],
+    set_: list[str] | None,
+    out: Path | None,
+    seeds: str | None,
+    fresh: bool,
+    workers: int | None,
+) -> None:
+    """Makes what `make` plans from settings, once for each seed if some are named; prints the table."""
     from phalanx.report import terminal_table
-    from phalanx.workflow import plan, report_on
+    from phalanx.workflow import parse_seeds, report_over_seeds, seed_folder
 
     overrides = tuple(set_ or ())
-    work = plan(recipe, overrides)
-    folder = _out(out, recipe)
-    rows = _made(work, folder, fresh, workers)
-    command = " ".join(["phalanx run", recipe, *(f"--set {item}" for item in overrides)])
-    page, files = report_on(rows, folder, title=work.title, description=work.description, command=command)
-    typer.echo(terminal_table(page))
+    if seeds is None:
+        work = make(overrides)
+        page, files = _made(work, work.folder(out), overrides, fresh, workers)
+        text = terminal_table(page)
+    else:
+        chosen = parse_seeds(seeds, overrides)
+        settings = {seed: (*overrides, f"seed={seed}") for seed in chosen}
+        planned = {seed: make(settings[seed]) for seed in chosen}
+        work = planned[chosen[0]]
+        folder = work.folder(out)
+        pages: dict[int, Page] = {}
+        for seed in chosen:
+            typer.echo(f"seed {seed}", err=True)
+            pages[seed], _ = _made(planned[seed], seed_folder(folder, seed), settings[seed], fresh, workers)
+        command = f"{_command(work, overrides)} --seeds {','.join(map(str, chosen))}"
+        text, files = report_over_seeds(pages, folder / work.report_in, command)
+    typer.echo(text)
     typer.echo(f"report: {files['report.html']}")
 
 
-def _made(work: Plan, folder: Path, fresh: bool, workers: int | None) -> list[RowSource]:
-    from phalanx.console import ConsoleReporter
-    from phalanx.workflow import default_workers, make_study
+def _command(work: Reproduction, overrides: tuple[str, ...]) -> str:
+    return " ".join([work.command, *(f"--set {item}" for item in overrides)])
 
-    return make_study(
-        work,
+
+def _made(
+    work: Reproduction, folder: Path, overrides: tuple[str, ...], fresh: bool, workers: int | None
+) -> tuple[Page, dict[str, Path]]:
+    """Makes what is not finished yet, and its report: the page, and its files by name."""
+    from phalanx.console import ConsoleReporter
+    from phalanx.workflow import default_workers, make_study, report_on
+
+    rows = make_study(
+        work.plan,
         folder,
         ConsoleReporter,
         fresh=fresh,
         progress=lambda name, step: typer.echo(f"{name}: {step}", err=True),
-        workers=workers or default_workers(work),
+        workers=workers or default_workers(work.plan),
+    )
+    return report_on(
+        rows,
+        folder / work.report_in,
+        title=work.plan.title,
+        description=work.plan.description,
+        command=_command(work, overrides),
+        reported=work.reported,
+        reported_source=work.source,
     )
 
 
@@ -131,34 +183,20 @@ def reproduce(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where the study's runs go. [default: runs/STUDY, shared by tables]"),
     ] = None,
+    seeds: SeedsOption = None,
     fresh: FreshOption = False,
     workers: WorkersOption = None,
 ) -> None:
     """Make the rows of a paper's table: what was printed, what the released attack says, and what was measured."""
     from phalanx.config import load_reproduction, shipped_reproductions
-    from phalanx.report import terminal_table
-    from phalanx.workflow import report_on, reproduction
+    from phalanx.workflow import reproduction
 
     if table is None:
         for name in shipped_reproductions():
             typer.echo(f"{name:<16} {load_reproduction(name).value.title}")
         return
-    overrides = tuple(set_ or ())
-    made = reproduction(table, scale, overrides)
-    folder = made.folder(out)
-    rows = _made(made.plan, folder, fresh, workers)
-    command = " ".join([f"phalanx reproduce {table} --scale {scale}", *(f"--set {item}" for item in overrides)])
-    page, files = report_on(
-        rows,
-        folder / "tables" / table.replace("/", "-"),
-        title=made.plan.title,
-        description=made.plan.description,
-        command=command,
-        reported=made.reported,
-        reported_source=made.source,
-    )
-    typer.echo(terminal_table(page))
-    typer.echo(f"report: {files['report.html']}")
+    named = table
+    _study(lambda overrides: reproduction(named, scale, overrides), set_, out, seeds, fresh, workers)
 
 
 @app.command()
@@ -182,15 +220,18 @@ def train(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None,
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder; none with --model.")] = None,
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="Attacks joined by commas, such as pgd-50 or routing-50 (all surfaces). [default: the recipe's]"
+            help="Attacks joined by commas, such as standard (AutoAttack), pgd-50 or routing-50 (all surfaces). "
+            "[default: the recipe's; with --model standard]"
         ),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
-    weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",
+    weights: Annotated[
+        str, typer.Option(help="best (on validation) or last; with --model a .safetensors file.")
+    ] = "best",
     batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together; changes no verdict.")] = 64,
     standard: Annotated[
         Path | None,
@@ -202,38 +243,124 @@ def evaluate(
             help="Weight of the robust half in [0, 1]; picked: by its margins on validation data. [default: picked]"
         ),
     ] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Stop after 90s, 10m or 1h30m, at a batch's end; the same command goes on."),
+    ] = None,
+    attack_limit: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Give up an attack on a batch after so long: not robust, verdict timeout."),
+    ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(metavar="I/K", help="Only the I-th of K parts of the images; processes share one folder."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="probabilities: evaluate a model that seems to answer with them.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Evaluate the model that this function returns. Runs its code."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="With --model: digits, folder:PATH or parquet:PATH.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="With --model: its outputs. [default: the data's classes]")
+    ] = None,
+    eps: Annotated[str, typer.Option(help="With --model: the radius, in pixel units of [0, 1].")] = "8/255",
+    norm: Annotated[str, typer.Option(help="With --model: Linf, L2 or L1.")] = "Linf",
+    seed: Annotated[int, typer.Option(min=0, help="With --model: of the attacks.")] = 0,
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where to write. [default: RUN/evaluations/NAME, evaluations/NAME]"),
+    ] = None,
 ) -> None:
-    """Measure a run's clean and robust accuracy on its test split, or go on where that was stopped."""
+    """Measure clean and robust accuracy on the test split, or go on where that was stopped.
+
+    Of RUN, or with --model and --data of any model, images in [0, 1] to logits.
+    """
     from phalanx.config import EvaluationConfig
     from phalanx.console import ConsoleReporter
-    from phalanx.errors import InputError
-    from phalanx.runs import Ledger, summarise
-    from phalanx.runs.summary import aside_attacks
-    from phalanx.workflow import LEDGER_NAME, evaluate_run, evaluate_view, evaluation_folder, run_config
+    from phalanx.errors import InputError, Interrupted
+    from phalanx.evaluation import Limits, Shard, parse_duration
+    from phalanx.report import evaluation_text
+    from phalanx.threat import ThreatModel, parse_norm
+    from phalanx.workflow import (
+        LEDGER_NAME,
+        Conduct,
+        evaluate_foreign,
+        evaluate_run,
+        evaluate_view,
+        evaluation_folder,
+        foreign_settings,
+        run_config,
+    )
 
-    if weights not in ("best", "last"):
-        raise InputError(f"--weights must be best or last, got {weights!r}")
+    _check_subject(run, model, data, weights, set_)
     if standard is None and alpha is not None:
         raise InputError("--alpha is a dual model's; give --standard RUN too")
-    settings = EvaluationConfig(
-        protocol=protocol or run_config(run).evaluation.protocol,
-        n=n,
-        weights="best" if weights == "best" else "last",
-        batch_size=batch_size,
-        analysis=run_config(run).evaluation.analysis,
+    conduct = Conduct(
+        limits=Limits(
+            seconds=None if time_budget is None else parse_duration(time_budget),
+            attack_seconds=None if attack_limit is None else parse_duration(attack_limit),
+            shard=None if shard is None else Shard.parse(shard),
+        ),
+        allow=tuple(allow or ()),
+        announce=lambda message: typer.echo(message, err=True),
     )
-    view = None if standard is None else _dual_view(standard, run, alpha or "picked")
-    folder = evaluation_folder(run, settings, view)
-    with ConsoleReporter(run.name) as reporter:
-        if view is None:
-            evaluate_run(run, folder, settings, reporter)
-        else:
-            evaluate_view(view, {"standard": Path(view.standard), "robust": run}, folder, settings, reporter)
-    with Ledger.read(folder / LEDGER_NAME) as ledger:
-        binding, attacks = ledger.binding(), ledger.attacks()
-        aside = aside_attacks(attacks, binding.norm, binding.eps)
-        typer.echo(_summary_text(summarise(ledger.rows(), aside=aside), f"{binding.norm} {binding.eps}"))
+    own = None if run is None else run_config(run).evaluation
+    settings = EvaluationConfig(
+        protocol=protocol or (own.protocol if own else "standard"),
+        n=n,
+        weights="last" if weights == "last" else "best",
+        batch_size=batch_size,
+        analysis=own.analysis if own else None,
+    )
+    view = None if standard is None or run is None else _dual_view(standard, run, alpha or "picked")
+    folder = out or evaluation_folder(run or Path(), settings, view)
+    if model is not None and out is None:
+        folder = folder.with_name(f"{model.replace(':', '.')}-{folder.name}-{norm}-{eps.replace('/', '_')}")
+    with ConsoleReporter(model or folder.name if run is None else run.name) as reporter:
+        try:
+            if model is not None:
+                threat = _parsed("--eps and --norm", lambda: ThreatModel(parse_norm(norm), eps))
+                asked = foreign_settings(str(data), threat, seed, tuple(set_ or ()))
+                file = None if weights == "best" else Path(weights)
+                evaluate_foreign(model, file, folder, asked, settings, reporter, outputs=classes, conduct=conduct)
+            elif run is not None and view is not None:
+                runs = {"standard": Path(view.standard), "robust": run}
+                evaluate_view(view, runs, folder, settings, reporter, conduct=conduct)
+            elif run is not None:
+                evaluate_run(run, folder, settings, reporter, conduct=conduct)
+        except Interrupted:
+            if (folder / LEDGER_NAME).is_file():
+                typer.echo(evaluation_text(folder / LEDGER_NAME))
+            raise
+    typer.echo(evaluation_text(folder / LEDGER_NAME))
     typer.echo(f"evaluation: {folder}")
+
+
+def _check_subject(run: Path | None, model: str | None, data: str | None, weights: str, set_: list[str] | None) -> None:
+    """Raises InputError unless a run or a model is named, with the options that belong to it."""
+    from phalanx.errors import InputError
+
+    if (run is None) == (model is None):
+        raise InputError("evaluate takes either a run's folder or --model MODULE:FUNCTION; give one of them")
+    if run is not None and weights not in ("best", "last"):
+        raise InputError(f"--weights must be best or last, got {weights!r}; a file goes with --model")
+    if run is not None and (data is not None or set_):
+        raise InputError("--data and --set are for --model: a run is evaluated on its own data, as its recipe says")
+    if model is not None and data is None:
+        raise InputError("--model needs --data, such as digits or folder:PATH")
+
+
+def _parsed(what: str, parse: Callable[[], ThreatModel]) -> ThreatModel:
+    from phalanx.errors import InputError
+
+    try:
+        return parse()
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from None
 
 
 def _dual_view(standard: Path, robust: Path, alpha: str) -> DualView:
@@ -248,18 +375,42 @@ def _dual_view(standard: Path, robust: Path, alpha: str) -> DualView:
         raise InputError(f"--alpha: {error}") from None
 
 
-def _summary_text(summary: Summary, threat: str) -> str:
-    def line(name: str, accuracy: float, interval: tuple[float, float], n: int) -> str:
-        return f"{name:<24} {accuracy:6.1%}  [{interval[0]:.1%}, {interval[1]:.1%}]  n = {n}"
+@app.command()
+def attack(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    name: Annotated[str, typer.Option("--attack", help="One attack, such as pgd-50 or apgd-t-100x9@pinned.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write.")],
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
+    weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together; changes no verdict.")] = 64,
+    png: Annotated[int, typer.Option(min=0, help="Write so many images as PNGs, too.")] = 100,
+) -> None:
+    """Write a run's adversarial test images and their verdicts, judged again from the files."""
+    from phalanx.config import EvaluationConfig
+    from phalanx.console import ConsoleReporter
+    from phalanx.errors import InputError
+    from phalanx.workflow import attack_run
 
-    lines = [line("clean", summary.clean_accuracy, summary.clean_interval, summary.n)]
-    # a name with a radius of its own says it
-    lines += [
-        line(a.attack if ":" in a.attack else f"{a.attack} ({threat})", a.accuracy, a.interval, a.n)
-        for a in summary.attacks
-    ]
-    lines.append(line("worst case per image", summary.robust_accuracy, summary.robust_interval, summary.n))
-    return "\n".join(lines)
+    if weights not in ("best", "last"):
+        raise InputError(f"--weights must be best or last, got {weights!r}")
+    settings = EvaluationConfig(n=n, weights="last" if weights == "last" else "best", batch_size=batch_size)
+    with ConsoleReporter(run.name) as reporter:
+        done = attack_run(run, name, out, settings, png, reporter)
+    typer.echo(f"clean {done.clean_correct:,} of {done.n:,} right, {done.held:,} still right under {done.attack}")
+    typer.echo(f"written, and judged again from the file: {done.folder}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(metavar="A", help="An evaluation's folder, or a run's.")],
+    second: Annotated[Path, typer.Argument(metavar="B", help="Another one's, of the same images and attacks.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say how two models differ on the same images, and whether by more than chance."""
+    from phalanx.workflow import compare as compared
+
+    found = compared(first, second)
+    typer.echo(json.dumps(found.to_json(), indent=2) if as_json else found.text())
 
 
 @app.command()

@@ -42,6 +42,12 @@ class LockedError(PhalanxError):
     exit_code = 6
 
 
+class HonestyError(PhalanxError):
+    """A check of the numbers themselves failed: they say nothing, and are not to be quoted."""
+
+    exit_code = 7
+
+
 class Interrupted(PhalanxError):
     """A signal asked the work to stop; it was saved first. Exit code is 128 + the signal's number."""
 

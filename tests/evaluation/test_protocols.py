@@ -4,7 +4,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phalanx.attacks import FGSM, PGD, Attack, JointMargin, ReleasedAPGD, ReleasedPGD, RouteSteering
+from phalanx.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    APGDTargeted,
+    Attack,
+    JointMargin,
+    ReleasedAdvMoE,
+    ReleasedAPGD,
+    ReleasedPGD,
+    RouteSteering,
+    Square,
+)
 from phalanx.errors import InputError
 from phalanx.evaluation import protocol
 from phalanx.threat import ThreatModel
@@ -28,6 +41,15 @@ THREAT = ThreatModel("L2", "1/2")
         ("joint-7", JointMargin(steps=7)),
         ("joint-7x3", JointMargin(steps=7, classes=3)),
         ("pgd-7-eot:1", PGD(steps=7)),
+        ("apgd-100", APGD()),
+        ("apgd-dlr-7x5", APGD(steps=7, restarts=5, objective="dlr")),
+        ("apgd-7-eot:20@pinned", APGD(steps=7, eot=20, surface="pinned")),
+        ("apgd-t-100x9", APGDTargeted()),
+        ("apgd-t-7x3-eot:2@dense-t0.1", APGDTargeted(steps=7, targets=3, eot=2, surface="dense-t0.1")),
+        ("fab-7x5", FAB(steps=7, restarts=5, targets=0)),
+        ("fab-t-100x9", FAB()),
+        ("square-5000", Square()),
+        ("square-7x2@expert-1", Square(queries=7, restarts=2, surface="expert-1")),
     ],
 )
 def test_a_name_says_the_whole_budget(name: str, attack: Attack) -> None:
@@ -45,6 +67,8 @@ def test_a_name_says_the_whole_budget(name: str, attack: Attack) -> None:
         ("pgd-released-7@expert-3", ReleasedPGD(steps=7, surface="expert-3")),
         ("apgd-released", ReleasedAPGD(steps=10)),
         ("apgd-released-50", ReleasedAPGD(steps=50)),
+        ("pgd-released-advmoe", ReleasedAdvMoE(steps=10)),
+        ("pgd-released-advmoe-50", ReleasedAdvMoE(steps=50)),
     ],
 )
 def test_reproductions_need_company(name: str, attack: Attack) -> None:
@@ -75,7 +99,8 @@ def test_several_in_order_spaces_do_not_matter() -> None:
         "pgd-\u0665", "pgd-5 x2", "steer", "steer-0", "steer-5-margin", "routing-0", "pgd-5@", "pgd-5@A",
         "joint", "joint-0", "joint-5x0", "joint-5-margin", "joint-5@halves", "dual", "dual-0", "dual-5x2",
         "pgd-released-0", "pgd-released-", "pgd-released-5x2", "pgd-released-margin", "pgd-released@",
-        "apgd", "apgd-5", "apgd-released@experts", "apgd-released-0",
+        "apgd", "apgd-t-5", "apgd-dlr", "apgd-5-dlr", "fab-t-5", "fab-5-eot:2", "square", "square-0", "standard@pinned",
+        "standard:4/255", "apgd-released@experts", "apgd-released-0", "pgd-released-advmoe@experts",
         "fgsm:", "fgsm:x", "fgsm:-1", "fgsm:4/", "fgsm:4/255/2", "fgsm:4/255@dense", "pgd-5:4/255-margin", "pgd:0.1",
         "pgd-5-eot", "pgd-5-eot:", "pgd-5-eot:0", "pgd-5-eot:4/255", "pgd-5@dense-eot:4", "pgd-5-eot:4-margin",
         "fgsm-eot:4", "steer-5-eot:4", "routing-5:0.1", "pgd-released:0.1", "apgd-released-5:0.1",
@@ -88,13 +113,52 @@ def test_what_is_not_understood_is_quoted(part: str) -> None:
             protocol(name, THREAT)
         if part.strip() == part:
             assert str(caught.value) == (
-                f"protocol has no attack {part!r}; write fgsm[-margin][@SURFACE][:EPS], "
-                "pgd-STEPS[xRESTARTS][-margin][-eot:PASSES][@SURFACE][:EPS], steer-STEPS[xCLASSES][:EPS], "
-                "joint-STEPS[xCLASSES][:EPS], routing-STEPS for every surface that the model has, "
+                f"protocol has no attack {part!r}; write standard, plus or rand for AutoAttack, "
+                "fgsm[-margin][@SURFACE][:EPS], pgd-STEPS[xRESTARTS][-margin][-eot:PASSES][@SURFACE][:EPS], "
+                "apgd[-dlr]-STEPS[xRESTARTS][-eot:PASSES][@SURFACE][:EPS], "
+                "apgd-t-STEPSxTARGETS[-eot:PASSES][@SURFACE][:EPS], fab-STEPS[xRESTARTS][@SURFACE][:EPS], "
+                "fab-t-STEPSxTARGETS[@SURFACE][:EPS], square-QUERIES[xRESTARTS][@SURFACE][:EPS], "
+                "steer-STEPS[xCLASSES][:EPS], "
+                "joint-STEPS[xCLASSES][:EPS], mislead-STEPS[:EPS], routing-STEPS for every surface that the model has, "
                 "fgsm-sweep for fgsm:0.01 to fgsm:0.09, pgd-A..B for pgd-A to pgd-B by tens, "
-                "pgd-released[-STEPS][@SURFACE] or apgd-released[-STEPS], joined by commas; brackets hold what may be "
-                "left out, and EPS is an attack's own radius; for example pgd-50"
+                "pgd-released[-STEPS][@SURFACE], apgd-released[-STEPS] or pgd-released-advmoe[-STEPS], joined by "
+                "commas; brackets hold what may be left out, and EPS is an attack's own radius; for example pgd-50"
             )
+
+
+_APGD, _TARGETED, _FAB, _SQUARE = "apgd-100", "apgd-t-100x9", "fab-t-100x9", "square-5000"
+
+
+def _after(name: str, norm: str = "Linf") -> dict[str, tuple[str, ...]]:
+    return {member.name: member.after for member in protocol(name, ThreatModel(norm, "1/2")).members}
+
+
+def test_autoattack_is_a_cascade_with_the_published_budgets() -> None:
+    assert list(_after("standard").items()) == [
+        (_APGD, ()), (_TARGETED, (_APGD,)), (_FAB, (_APGD, _TARGETED)), (_SQUARE, (_APGD, _TARGETED, _FAB)),
+    ]  # fmt: skip
+    assert _after("standard", "L2") == _after("standard")
+    assert list(_after("standard", "L1")) == ["apgd-100x5", "apgd-t-100x5", _FAB, _SQUARE]
+    assert list(_after("plus")) == ["apgd-100x5", "apgd-dlr-100x5", "fab-100x5", _SQUARE, _TARGETED, _FAB]
+    assert _after("plus")[_FAB] == ("apgd-100x5", "apgd-dlr-100x5", "fab-100x5", _SQUARE, _TARGETED)
+    assert _after("rand") == {"apgd-100-eot:20": (), "apgd-dlr-100-eot:20": ("apgd-100-eot:20",)}
+
+
+def test_what_is_asked_for_outside_a_cascade_attacks_everything() -> None:
+    assert _after("routing-5,standard")["pgd-5@dense"] == ()
+    for name in (f"{_FAB},standard", f"standard,{_FAB}"):
+        after = _after(name)
+        assert after[_FAB] == () and after[_SQUARE] == (_APGD, _TARGETED, _FAB)
+
+
+@pytest.mark.parametrize("name", ["standard,plus", "plus,standard"])
+def test_a_member_of_two_cascades_attacks_what_either_wants(name: str) -> None:
+    after = _after(name)
+    # in plus apgd-t comes after square, in standard before: neither waits for the other
+    assert after[_TARGETED] == after[_SQUARE] == ()
+    assert after[_FAB] == (_TARGETED,)
+    order = list(after)
+    assert all(order.index(before) < order.index(member) for member, earlier in after.items() for before in earlier)
 
 
 def test_routing_is_every_surface_and_steering() -> None:
@@ -102,7 +166,7 @@ def test_routing_is_every_surface_and_steering() -> None:
     assert found.name == "fgsm,routing-9"
     assert [member.name for member in found.members] == [
         "fgsm", "pgd-9", "pgd-9-margin@pinned", "pgd-9@pinned", "pgd-9@experts", "pgd-9@router", "pgd-9@dense",
-        "steer-9", "steer-9x9",
+        "pgd-9@dense-t0.1", "steer-9", "steer-9x9",
     ]  # fmt: skip
     # what two names share is tried once
     assert protocol("pgd-9,routing-9", THREAT).members == protocol("routing-9", THREAT).members
@@ -113,6 +177,8 @@ def test_routing_of_a_dual_model_adds_its_halves() -> None:
     routing = [member.name for member in protocol("routing-9", THREAT).members]
     assert set(found) == {*routing, "pgd-9@standard", "pgd-9@robust", "joint-9x9"} and len(found) == len(routing) + 3
     assert [member.name for member in protocol("fgsm", THREAT, halves=True).members] == ["fgsm"]
+    with_mixing = [member.name for member in protocol("routing-9", THREAT, halves=True, mixing=True).members]
+    assert with_mixing == [*found, "mislead-9"]
 
 
 @pytest.mark.parametrize("part", ["pgd-5@halves", "fgsm@halves", "pgd-released@halves"])
@@ -122,7 +188,8 @@ def test_a_surface_that_has_its_own_objective(part: str) -> None:
 
 
 def test_an_unknown_surface_lists_those_there_are() -> None:
-    with pytest.raises(InputError, match=r"part 'pgd-5@gate': surface must be one of whole, pinned, .*expert-J, got"):
+    message = r"part 'pgd-5@gate': surface must be one of whole, pinned, .*expert-J, dense-tT, got"
+    with pytest.raises(InputError, match=message):
         protocol("pgd-5@gate", THREAT)
 
 
@@ -140,6 +207,8 @@ def test_a_radius_in_the_name_is_the_attacks_own() -> None:
         "pgd-7:4/255": PGD(steps=7, eps="4/255"),
         "steer-7x3:4/255": RouteSteering(steps=7, classes=3, eps="4/255"),
         "joint-7:4/255": JointMargin(steps=7, eps="4/255"),
+        "mislead-7:4/255": PGD(steps=7, objective="mislead", surface="mixing", eps="4/255"),
+        "pgd-7@dense-t0.03:.25": PGD(steps=7, surface="dense-t0.03", eps=".25"),
     }
     found = protocol(",".join(names), THREAT).members
     assert {member.name: member.attack for member in found} == {
@@ -147,6 +216,7 @@ def test_a_radius_in_the_name_is_the_attacks_own() -> None:
     }
     assert [(member.attack.norm, member.attack.eps) for member in found] == [
         ("L2", "0.03"), ("L2", "1/255"), ("L2", ".25"), ("L2", "4/255"), ("L2", "4/255"), ("L2", "4/255"),
+        ("L2", "4/255"), ("L2", ".25"),
     ]  # fmt: skip
 
 
@@ -183,7 +253,7 @@ def test_sweeps_are_many_attacks() -> None:
     ]  # fmt: skip
     assert [member.name for member in protocol("pgd-990..1000", THREAT).members] == ["pgd-990", "pgd-1000"]
     overlapping = protocol("routing-50,pgd-10..50", THREAT).members
-    assert len({member.name for member in overlapping}) == len(overlapping) == 12
+    assert len({member.name for member in overlapping}) == len(overlapping) == 13
 
 
 @pytest.mark.parametrize("part", ["pgd-5..50", "pgd-10..55", "pgd-50..10", "pgd-10..10"])

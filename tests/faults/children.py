@@ -10,11 +10,13 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from phalanx.attacks import Attack
 from phalanx.config import EvaluationConfig, RunConfig, load_run
 from phalanx.errors import PhalanxError
 from phalanx.training import Reporter
-from phalanx.workflow import evaluate_run, train_run
+from phalanx.workflow import Conduct, evaluate_run, train_run
 
 TINY = (
     "data.train_limit=100",
@@ -31,7 +33,8 @@ TINY = (
     "validation.protocol=pgd-2",
     "device=cpu",
 )
-EVALUATION = EvaluationConfig(protocol="fgsm,pgd-5x2", batch_size=4)
+BATCH = 4
+EVALUATION = EvaluationConfig(protocol="fgsm,pgd-5x2", batch_size=BATCH)
 STEPS = 24
 """8 epochs of 3 batches."""
 BATCHES = 15
@@ -47,8 +50,28 @@ def train(folder: Path, reporter: Reporter | None = None) -> None:
     train_run(config(), folder, reporter)
 
 
-def evaluate(run: Path, folder: Path, reporter: Reporter | None = None) -> None:
-    evaluate_run(run, folder, EVALUATION, reporter)
+def evaluate(
+    run: Path,
+    folder: Path,
+    reporter: Reporter | None = None,
+    *,
+    log: Path | None = None,
+    conduct: Conduct | None = None,
+) -> None:
+    """Evaluates the run; `log` gets a line for each image that an attack is run on."""
+    search = Attack.run
+
+    def logged(self: Attack, model: Any, x: Any, y: Any, *, rng: Any, target: Any = None) -> Any:
+        with log.open("a") as file:  # type: ignore[union-attr]
+            file.write("".join(f"{type(self).__name__}-{sample}\n" for sample in rng.keys.tolist()))
+        return search(self, model, x, y, rng=rng, target=target)
+
+    if log is not None:
+        Attack.run = logged  # type: ignore[method-assign]
+    try:
+        evaluate_run(run, folder, EVALUATION, reporter, conduct=conduct)
+    finally:
+        Attack.run = search  # type: ignore[method-assign]
 
 
 def fork(work: Callable[[], object]) -> int:

@@ -40,7 +40,10 @@ REPORTED = {"A": {"SA": 77.81, "RA": 69.09, "RA-E": 75.71, "RA-R": 59.0}}
         ("RouteSteering", "whole", "steering"),
         ("JointMargin", "halves", "steering"),
         ("PGD", "expert-2", None),
-        ("Square", "whole", None),
+        ("Square", "whole", "RA"),
+        ("APGDTargeted", "whole", "RA"),
+        ("FAB", "pinned", "RA"),
+        ("Unheard", "whole", None),
     ],
 )
 def test_an_attack_counts_in_the_column_of_its_surface(kind: str, surface: str, column: str | None) -> None:

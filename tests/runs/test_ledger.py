@@ -307,26 +307,50 @@ def test_an_injected_full_disk_is_a_disk_error(tmp_path: Path, monkeypatch: pyte
         assert 99 not in ledger.done("pgd-50", "whole")
 
 
-def test_two_processes_write_every_row_exactly_once(tmp_path: Path) -> None:
-    path = tmp_path / "a.db"
-    children = []
-    for writer in range(2):
+def _written_by(path: Path, writers: int, rows: int) -> None:
+    """Forks writers that write so many rows each, every tenth of them also by the next one."""
+    pids = []
+    for writer in range(writers):
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 with Ledger.open(path, _BINDING) as ledger:
-                    for start in range(0, 400, 8):
-                        # both write the odd samples, each its own even ones
-                        ledger.add([_row(s) for s in range(start, start + 8) if s % 2 or s % 4 == 2 * writer])
+                    for start in range(writer * rows, (writer + 1) * rows, 25):
+                        own = range(start, start + 25)
+                        ledger.add([_row((s + rows) % (writers * rows) if s % 10 == 0 else s) for s in own])
+                        ledger.add([_row(s) for s in own])
                 code = 0
             finally:
                 os._exit(code)
-        children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+        pids.append(pid)
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0] * writers
     with Ledger.open(path, _BINDING) as ledger:
-        assert [row.sample for row in ledger.rows()] == list(range(400))
+        assert [row.sample for row in ledger.rows()] == list(range(writers * rows))
         ledger.seal()
+
+
+def test_four_processes_write_every_row_exactly_once(tmp_path: Path) -> None:
+    _written_by(tmp_path / "a.db", writers=4, rows=1000)
+
+
+@pytest.mark.nightly
+def test_sixteen_processes_write_every_row_exactly_once(tmp_path: Path) -> None:
+    _written_by(tmp_path / "a.db", writers=16, rows=1000)
+
+
+def test_outcomes_and_the_size_are_read_back(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "a.db", _BINDING) as ledger:
+        assert ledger.size() is None
+        ledger.add([_row(1, restart=0), _row(1, restart=1, verdict="broken", predicted=0), _row(2)])
+        attack, surface = _row(1).attack, _row(1).surface
+        assert ledger.outcomes(attack, surface) == {1: "broken", 2: "held"}
+        assert ledger.outcomes("other", surface) == {}
+        ledger.declare_size(40)
+        ledger.declare_size(40)
+        assert ledger.size() == 40
+        with pytest.raises(InputError, match="already has size"):
+            ledger.declare_size(41)
 
 
 def test_ledgers_merge(tmp_path: Path) -> None:

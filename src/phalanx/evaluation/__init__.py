@@ -2,10 +2,13 @@
 
 from phalanx.evaluation.alpha import AlphaChoice, pick_alpha
 from phalanx.evaluation.analysis import Analysis, ExpertCounts, GateAnalysis, MarginsByClass, analyse
-from phalanx.evaluation.evaluate import EVALUATION_VERSION, Evaluation, evaluate
+from phalanx.evaluation.budget import Limits, parse_duration
+from phalanx.evaluation.evaluate import EVALUATION_VERSION, evaluate
 from phalanx.evaluation.nuts import NutsChoice, NutsGrid, pick_nuts
 from phalanx.evaluation.oracle import OracleResult, oracle_accuracy
 from phalanx.evaluation.protocols import Member, Protocol, protocol
+from phalanx.evaluation.result import Evaluation, partial_answer
+from phalanx.evaluation.shards import Shard
 from phalanx.evaluation.validation import validation
 
 __all__ = [
@@ -15,15 +18,19 @@ __all__ = [
     "Evaluation",
     "ExpertCounts",
     "GateAnalysis",
+    "Limits",
     "MarginsByClass",
     "Member",
     "NutsChoice",
     "NutsGrid",
     "OracleResult",
     "Protocol",
+    "Shard",
     "analyse",
     "evaluate",
     "oracle_accuracy",
+    "parse_duration",
+    "partial_answer",
     "pick_alpha",
     "pick_nuts",
     "protocol",

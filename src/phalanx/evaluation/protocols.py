@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from phalanx.attacks import FGSM, PGD, Attack, JointMargin, ReleasedAPGD, ReleasedPGD, RouteSteering
+from torch import Tensor
+
+from phalanx.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    APGDTargeted,
+    Attack,
+    JointMargin,
+    ReleasedAdvMoE,
+    ReleasedAPGD,
+    ReleasedPGD,
+    RouteSteering,
+    Square,
+)
+from phalanx.attacks.autoattack import VERSIONS
 from phalanx.errors import InputError
+from phalanx.rng import SampleRng, derive_seed
 from phalanx.runs.summary import aside_attacks
-from phalanx.threat import ThreatModel
+from phalanx.threat import Norm, ThreatModel
 
 _STEPS = r"([1-9][0-9]{0,5})"
 _COUNT = r"(?:x([1-9][0-9]{0,3}))?"
+_TARGETS = r"x([1-9][0-9]{0,3})"
 _PASSES = r"(?:-eot:([1-9][0-9]{0,3}))?"
-_SURFACE = r"(?:@([a-z]+(?:-[0-9]+)?))?"
+_SURFACE = r"(?:@([a-z]+(?:-t?[0-9.]+)?))?"
 _RADIUS = r"(?::([0-9.]+(?:/[0-9.]+)?))?"
 _ROUTING = re.compile(rf"routing-{_STEPS}")
 _STEP_SWEEP = re.compile(rf"pgd-{_STEPS}\.\.{_STEPS}")
 
 GRAMMAR = (
+    "standard, plus or rand for AutoAttack, "
     "fgsm[-margin][@SURFACE][:EPS], pgd-STEPS[xRESTARTS][-margin][-eot:PASSES][@SURFACE][:EPS], "
-    "steer-STEPS[xCLASSES][:EPS], joint-STEPS[xCLASSES][:EPS], routing-STEPS for every surface that the model has, "
-    "fgsm-sweep for fgsm:0.01 to fgsm:0.09, pgd-A..B for pgd-A to pgd-B by tens, pgd-released[-STEPS][@SURFACE] or "
-    "apgd-released[-STEPS], joined by commas; brackets hold what may be left out, and EPS is an attack's own radius"
+    "apgd[-dlr]-STEPS[xRESTARTS][-eot:PASSES][@SURFACE][:EPS], apgd-t-STEPSxTARGETS[-eot:PASSES][@SURFACE][:EPS], "
+    "fab-STEPS[xRESTARTS][@SURFACE][:EPS], fab-t-STEPSxTARGETS[@SURFACE][:EPS], "
+    "square-QUERIES[xRESTARTS][@SURFACE][:EPS], "
+    "steer-STEPS[xCLASSES][:EPS], joint-STEPS[xCLASSES][:EPS], mislead-STEPS[:EPS], "
+    "routing-STEPS for every surface that the model has, "
+    "fgsm-sweep for fgsm:0.01 to fgsm:0.09, pgd-A..B for pgd-A to pgd-B by tens, pgd-released[-STEPS][@SURFACE], "
+    "apgd-released[-STEPS] or pgd-released-advmoe[-STEPS], joined by commas; brackets hold what may be left out, and "
+    "EPS is an attack's own radius"
 )
 
 
@@ -35,11 +59,18 @@ class Member:
     name: str
     """What the ledger calls it: with the threat, it determines the attack."""
     attack: Attack
+    after: tuple[str, ...] = ()
+    """Earlier members of its cascade: only an image that held against all of them is attacked."""
+
+    def streams(self, seed: int, ids: Tensor) -> SampleRng:
+        """The random numbers of images (B,). They belong to the attack's name: adding a member to a protocol changes no
+        other member's verdicts."""
+        return SampleRng(derive_seed(seed, self.name), ids)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is tried on every image that is classified correctly."""
+    """What is tried on every image that is classified correctly, or on those that a cascade has left standing."""
 
     name: str
     members: tuple[Member, ...]
@@ -73,6 +104,41 @@ _KINDS: tuple[tuple[str, _Build], ...] = (
         ),
     ),
     (
+        rf"apgd(-dlr)?-{_STEPS}{_COUNT}{_PASSES}{_SURFACE}{_RADIUS}",
+        lambda dlr, steps, restarts, passes, surface, eps: APGD(
+            steps=int(steps),
+            restarts=int(restarts or 1),
+            objective="dlr" if dlr else "cross_entropy",
+            eot=int(passes or 1),
+            surface=surface or "whole",
+            eps=eps,
+        ),
+    ),
+    (
+        rf"apgd-t-{_STEPS}{_TARGETS}{_PASSES}{_SURFACE}{_RADIUS}",
+        lambda steps, targets, passes, surface, eps: APGDTargeted(
+            steps=int(steps), targets=int(targets), eot=int(passes or 1), surface=surface or "whole", eps=eps
+        ),
+    ),
+    (
+        rf"fab-{_STEPS}{_COUNT}{_SURFACE}{_RADIUS}",
+        lambda steps, restarts, surface, eps: FAB(
+            steps=int(steps), restarts=int(restarts or 1), targets=0, surface=surface or "whole", eps=eps
+        ),
+    ),
+    (
+        rf"fab-t-{_STEPS}{_TARGETS}{_SURFACE}{_RADIUS}",
+        lambda steps, targets, surface, eps: FAB(
+            steps=int(steps), targets=int(targets), surface=surface or "whole", eps=eps
+        ),
+    ),
+    (
+        rf"square-{_STEPS}{_COUNT}{_SURFACE}{_RADIUS}",
+        lambda queries, restarts, surface, eps: Square(
+            queries=int(queries), restarts=int(restarts or 1), surface=surface or "whole", eps=eps
+        ),
+    ),
+    (
         rf"steer-{_STEPS}{_COUNT}{_RADIUS}",
         lambda steps, classes, eps: RouteSteering(steps=int(steps), classes=int(classes or 0), eps=eps),
     ),
@@ -81,10 +147,15 @@ _KINDS: tuple[tuple[str, _Build], ...] = (
         lambda steps, classes, eps: JointMargin(steps=int(steps), classes=int(classes or 0), eps=eps),
     ),
     (
+        rf"mislead-{_STEPS}{_RADIUS}",
+        lambda steps, eps: PGD(steps=int(steps), objective="mislead", surface="mixing", eps=eps),
+    ),
+    (
         rf"pgd-released(?:-{_STEPS})?{_SURFACE}",
         lambda steps, surface: ReleasedPGD(steps=int(steps or 50), surface=surface or "whole"),
     ),
     (rf"apgd-released(?:-{_STEPS})?", lambda steps: ReleasedAPGD(steps=int(steps or 10))),
+    (rf"pgd-released-advmoe(?:-{_STEPS})?", lambda steps: ReleasedAdvMoE(steps=int(steps or 10))),
 )
 
 
@@ -98,10 +169,12 @@ def _attack(name: str, threat: ThreatModel) -> Attack:
     raise InputError(f"protocol has no attack {name!r}; write {GRAMMAR}; for example pgd-50")
 
 
-def _expanded(part: str, halves: bool) -> list[str]:
+def _expanded(part: str, norm: Norm, halves: bool, mixing: bool) -> list[str]:
     """The attacks that a name for several stands for; any other name by itself."""
+    if part in VERSIONS:
+        return list(VERSIONS[part][norm])
     if routing := _ROUTING.fullmatch(part):
-        return _routing(routing[1], halves)
+        return _routing(routing[1], halves, mixing)
     if part == "fgsm-sweep":
         return [f"fgsm:0.0{hundredths}" for hundredths in range(1, 10)]
     if sweep := _STEP_SWEEP.fullmatch(part):
@@ -109,13 +182,14 @@ def _expanded(part: str, halves: bool) -> list[str]:
     return [part]
 
 
-def _routing(steps: str, halves: bool) -> list[str]:
+def _routing(steps: str, halves: bool, mixing: bool) -> list[str]:
     """Every surface of a mixture, with and without the gate's gradient, and route steering; of a dual model also its
-    halves, each alone and both at once."""
+    halves, each alone and both at once, and what misleads its mixing network."""
     pgd = f"pgd-{steps}"
-    surfaces = ("pinned", "experts", "router", "dense", *(("standard", "robust") if halves else ()))
+    surfaces = ("pinned", "experts", "router", "dense", "dense-t0.1", *(("standard", "robust") if halves else ()))
     # as many classes as AutoAttack's targeted members aim at
     aimed = [f"steer-{steps}", f"steer-{steps}x9", *([f"joint-{steps}x9"] if halves else [])]
+    aimed += [f"mislead-{steps}"] if mixing else []
     return [pgd, f"{pgd}-margin@pinned", *(f"{pgd}@{surface}" for surface in surfaces), *aimed]
 
 
@@ -127,11 +201,20 @@ def _step_sweep(part: str, first: int, last: int) -> list[str]:
     return [f"pgd-{steps}" for steps in range(first, last + 1, 10)]
 
 
-def protocol(name: str, threat: ThreatModel, *, halves: bool = False) -> Protocol:
-    """The protocol that a name such as "pgd-50", "pgd-50x10@experts", "fgsm:4/255,steer-20" or "routing-50" stands for.
+def _after(part: str, groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """The members before it in its cascade; of several that it is in, those that are before it in each: what one of
+    them wants attacked is attacked. A part that is asked for outside a cascade attacks everything."""
+    before = [group[: group.index(part)] if name in VERSIONS else [] for name, group in groups.items() if part in group]
+    return tuple(earlier for earlier in before[0] if all(earlier in others for others in before))
 
-    `halves` says that it is for a dual model, whose halves are then among the surfaces of "routing-STEPS". A radius in
-    a member's name is in the threat's norm, and may be larger than the threat's: see `aside_attacks`.
+
+def protocol(name: str, threat: ThreatModel, *, halves: bool = False, mixing: bool = False) -> Protocol:
+    """The protocol that a name such as "pgd-50", "pgd-50x10@experts", "fgsm:4/255,steer-20", "routing-50" or "standard"
+    stands for. The members of "standard", "plus" and "rand" are a cascade, in AutoAttack's order.
+
+    `halves` says that it is for a dual model, whose halves are then among the surfaces of "routing-STEPS", and `mixing`
+    that it has a mixing network. A radius in a member's name is in the threat's norm, and may be larger than the
+    threat's: see `aside_attacks`.
 
     Raises InputError naming the part that is not understood, and where every member stands aside: reproductions, and
     attacks outside the threat.
@@ -141,14 +224,14 @@ def protocol(name: str, threat: ThreatModel, *, halves: bool = False) -> Protoco
         if written.count(part) > 1:
             raise InputError(f"protocol names {part!r} twice; once is enough")
     # two names for several attacks may share some
-    parts = dict.fromkeys(itertools.chain.from_iterable(_expanded(part, halves) for part in written))
-    attacks = {part: _attack(part, threat) for part in parts}
+    groups = {part: _expanded(part, threat.norm, halves, mixing) for part in written}
+    attacks = {part: _attack(part, threat) for part in itertools.chain.from_iterable(groups.values())}
     if all(attack.reproduction for attack in attacks.values()):
         raise InputError(
             f"protocol {name!r} holds reproductions of published attacks only, which says nothing about robustness; "
             "add pgd-50"
         )
-    found = Protocol(name, tuple(Member(part, attack) for part, attack in attacks.items()))
+    found = Protocol(name, tuple(Member(part, attack, _after(part, groups)) for part, attack in attacks.items()))
     if len(found.aside(threat)) == len(attacks):
         raise InputError(
             f"protocol {name!r} holds no attack within the threat {threat}, so it says nothing about it; add pgd-50"

@@ -7,6 +7,7 @@ but the page. Free of torch.
 from __future__ import annotations
 
 from phalanx.report.build import build_page
+from phalanx.report.evaluated import evaluation_text
 from phalanx.report.files import write_report, write_seeds_report
 from phalanx.report.html import render_html
 from phalanx.report.material import RowSource
@@ -21,6 +22,7 @@ __all__ = [
     "SeedTable",
     "Spread",
     "build_page",
+    "evaluation_text",
     "over_seeds",
     "render_html",
     "seeds_text",

@@ -12,8 +12,7 @@ from phalanx.report.columns import Faced
 from phalanx.report.headline import CLEAN as CLEAN_COLUMN
 from phalanx.report.headline import MINIMUM, WORST, column_of, minimum
 from phalanx.report.rate import Rate
-from phalanx.runs import AttackSummary, Binding, Ledger, Summary, Verdict, summarise
-from phalanx.runs.canonical import JSON
+from phalanx.runs import Binding, Ledger, Summary, Verdict, summarise
 from phalanx.runs.summary import Key, aside_attacks, held_by_all
 from phalanx.runs.verdict import CLEAN
 
@@ -57,8 +56,8 @@ def read_book(path: Path) -> Book:
     if unexplained:
         raise CorruptError(f"the ledger {path} does not say what the attack {unexplained[0]!r} is; evaluate again")
     aside = aside_attacks(declared, binding.norm, binding.eps)
-    found = summarise(rows, aside=aside)
-    everything = _faced(declared, found)
+    found = summarise(rows, aside=aside, attacks=declared)
+    everything = [Faced(declared[attack.attack], attack) for attack in found.attacks]
     faced = tuple(attack for attack in everything if attack.summary.attack not in aside)
     standing_aside = [attack for attack in everything if attack.summary.attack in aside]
     released = tuple(attack for attack in standing_aside if attack.spec.get("reproduction"))
@@ -74,25 +73,6 @@ def read_book(path: Path) -> Book:
         released_columns=_released_columns(rows, released, found.n),
         classes=_classes(rows, faced),
         seeds=tuple(sorted({spec["seed"] for spec in declared.values() if "seed" in spec})),
-    )
-
-
-def _faced(declared: Mapping[str, Mapping[str, JSON]], found: Summary) -> list[Faced]:
-    """The declared attacks, on every surface that they were tried on."""
-    tried: dict[str, list[AttackSummary]] = defaultdict(list)
-    for attack in found.attacks:
-        tried[attack.attack].append(attack)
-    return [
-        Faced(spec, summary)
-        for name, spec in declared.items()
-        for summary in tried.get(name) or [_untried(name, str(spec.get("surface", "whole")), found)]
-    ]
-
-
-def _untried(attack: str, surface: str, found: Summary) -> AttackSummary:
-    """An attack that was declared, and stopped before its first verdict."""
-    return AttackSummary(
-        attack, surface, held=0, broken=0, invalid=0, timeout=0, untried=found.clean_correct, n=found.n
     )
 
 

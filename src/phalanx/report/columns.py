@@ -61,7 +61,7 @@ def _attack(faced: Faced, label: str) -> Attack:
 
 def _labels(attacks: Sequence[Faced]) -> list[str]:
     """The shortest of name, name and threat, and those numbered, that tells each from the others."""
-    short = [_named(faced.summary) for faced in attacks]
+    short = [_named(faced) for faced in attacks]
     long = [
         f"{name}, {faced.spec.get('norm')} {faced.spec.get('eps')}" for name, faced in zip(short, attacks, strict=True)
     ]
@@ -76,7 +76,12 @@ def _labels(attacks: Sequence[Faced]) -> list[str]:
     return labels
 
 
-def _named(summary: AttackSummary) -> str:
+def _named(faced: Faced) -> str:
+    # in a cascade it met what those before it had left: not its accuracy alone
+    return f"after {_alone(faced.summary)}" if faced.spec.get("after") else _alone(faced.summary)
+
+
+def _alone(summary: AttackSummary) -> str:
     # the joint attack on both halves of a dual model has no other surface, nor has the one on its mixing network
     named = summary.surface in ("whole", "halves", "mixing") or f"@{summary.surface}:" in f"{summary.attack}:"
     return summary.attack if named else f"{summary.attack} on {summary.surface}"

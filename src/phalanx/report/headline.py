@@ -21,7 +21,7 @@ _BY_SURFACE = {
     "robust": "RA-RMoE",
     "standard": "RA-SMoE",
 }
-_GRADIENT_ATTACKS = frozenset({"FGSM", "PGD", "APGD"})
+_GENERAL_ATTACKS = frozenset({"FGSM", "PGD", "APGD", "APGDTargeted", "FAB", "Square"})
 _STEERING_ATTACKS = frozenset({"RouteSteering", "JointMargin"})
 _SAYS = {
     CLEAN: "accuracy on clean images",
@@ -63,7 +63,7 @@ def column_of(spec: Mapping[str, JSON], surface: str) -> str | None:
     if kind in _STEERING_ATTACKS:
         return "steering"
     column = _BY_SURFACE.get(surface)
-    plain = kind in _GRADIENT_ATTACKS or bool(spec.get("reproduction"))
+    plain = kind in _GENERAL_ATTACKS or bool(spec.get("reproduction"))
     return column if plain or column != "RA" else None
 
 

@@ -67,8 +67,9 @@ def outside_table(page: Page, without: Collection[Attack] = ()) -> Table | None:
 
 
 def across_rows(page: Page) -> list[Table]:
-    """Tables that compare the rows: counts, routes changed, classes, stability of training, margins."""
-    tables = [_counts(page), _flips(page), _classes(page), _stability(page)]
+    """Tables that compare the rows: counts, what each attack broke, routes changed, classes, stability of training,
+    margins."""
+    tables = [_counts(page), _shares(page), _flips(page), _classes(page), _stability(page)]
     return [*(table for table in tables if table.lines), *map(_margin_change, page.margin_comparisons)]
 
 
@@ -76,6 +77,27 @@ def _counts(page: Page) -> Table:
     counted = any(row.counts for row in page.rows)
     lines = [(row.label, *(row.counts.cells if row.counts else NOT_COUNTED)) for row in page.rows if counted]
     return Table("Counts", NOTE, HEAD, tuple(lines))
+
+
+def _shares(page: Page) -> Table:
+    """Only where some attacks went over what others had left."""
+    cascades = any(attack.spec.get("after") for attack in page.attacks)
+    lines = [
+        (attack.label, *(_broken(row.attacks[place]) for row in page.rows))
+        for place, attack in enumerate(page.attacks)
+        if cascades
+    ]
+    return Table(
+        "What each attack broke",
+        "Of the images that it was tried on. An attack named after another one met only what those before it in their "
+        "cascade had left standing: what it broke, it broke first.",
+        ("attack", *(row.label for row in page.rows)),
+        tuple(lines),
+    )
+
+
+def _broken(done: AttackSummary | None) -> str:
+    return ABSENT if done is None else f"{done.broken:,} of {done.tried:,}"
 
 
 def _flips(page: Page) -> Table:

@@ -21,6 +21,7 @@ TABLE_SCHEMA = 1
 
 _TOLD_ROWS = 3
 """Of more rows, the terminal does not print every attack."""
+_COUNTED = ("broken", "invalid", "timeout", "spared", "untried", "routed", "flipped")
 # so that all columns and a label of 14 characters fit beside each other
 _STACKED = {"RA-RMoE": "RA-\nRMoE", "RA-SMoE": "RA-\nSMoE", "steering": "steer-\ning"}
 
@@ -198,7 +199,7 @@ def _attacks_json(attacks: Sequence[Attack], done: Sequence[AttackSummary | None
 
 
 def _attack_json(label: str, done: AttackSummary) -> dict[str, Any]:
-    counts = {name: getattr(done, name) for name in ("broken", "invalid", "timeout", "untried", "routed", "flipped")}
+    counts = {name: getattr(done, name) for name in _COUNTED}
     return {"label": label, **_counts(Rate(done.held, done.n)), **counts}
 
 

@@ -21,12 +21,14 @@ from phalanx import __version__
 from phalanx.errors import CorruptError, DivergedError, InputError, Interrupted
 from phalanx.runs.atomic import disk_errors, remove, remove_stray_temporaries, stray_temporaries, write_json
 from phalanx.runs.canonical import JSON, canonical_json, leaves, non_finite, sha256_json
-from phalanx.runs.lock import LOCK_NAME, RunLock
+from phalanx.runs.lock import LOCK_NAME, RunLock, is_lock
 from phalanx.runs.manifest import MANIFEST_NAME, FileRecord, verify_manifest, write_manifest
 from phalanx.runs.paths import inside
 
 RUN_SCHEMA = 1
 RUN_NAME = "run.json"
+TURN_SECONDS = 3600.0
+"""So long a process waits for another one's turn; the last turn reads every clean image once, and analyses."""
 Status: TypeAlias = Literal["new", "running", "finished", "diverged", "interrupted"]
 
 _ABSENT = "(absent)"
@@ -47,13 +49,22 @@ class RunFolder:
         self._refuse_foreign()
         return RunLock(self.path)
 
+    def part(self, name: str) -> RunLock:
+        """The lock of a part of the work, which other processes do other parts of."""
+        self._refuse_foreign()
+        return RunLock(self.path, name)
+
+    def turn(self) -> RunLock:
+        """For those who do parts: the moments in which only one of them may write the folder's records."""
+        return RunLock(self.path, "turn", wait=TURN_SECONDS)
+
     def resolve(self, name: str) -> Path:
         """The path of a file of this run. Raises InputError for a name that leads out of the folder."""
         return inside(self.path, name)
 
-    def prepare(self, config: Mapping[str, JSON]) -> None:
+    def prepare(self, config: Mapping[str, JSON], *, shared: bool = False) -> None:
         """Create the folder for a configuration, or take it up again; its status becomes running unless
-        finished.
+        finished. What killed writers left is removed, unless the folder is `shared`: then a living one may be writing.
 
         Raises InputError if the folder is not a run folder, was made by a newer version, or holds a run of
         another configuration (up to five differing keys are named); CorruptError if `run.json` is damaged;
@@ -65,7 +76,8 @@ class RunFolder:
             raise InputError(f"configuration key {where!r} is not finite; give a number that JSON can hold")
         with disk_errors(self.path, 0):
             self.path.mkdir(parents=True, exist_ok=True)
-            remove_stray_temporaries(self.path)
+            if not shared:
+                remove_stray_temporaries(self.path)
         if not self._has_record():
             self._write("running", config, _now())
         else:
@@ -131,7 +143,7 @@ class RunFolder:
 
     def files(self) -> list[str]:
         """Every file of the run by its relative name, sorted; without lock, manifest and temporaries."""
-        ignored = {self.path / LOCK_NAME, self.path / MANIFEST_NAME, *stray_temporaries(self.path)}
+        ignored = {self.path / MANIFEST_NAME, *self._locks(), *stray_temporaries(self.path)}
         return sorted(
             path.relative_to(self.path).as_posix()
             for path in self.path.rglob("*")
@@ -150,8 +162,11 @@ class RunFolder:
         with disk_errors(self.path, 0):
             # run.json last: a kill half-way must leave a folder that is still known as ours
             for path in sorted(self.path.iterdir(), key=lambda path: path.name == RUN_NAME):
-                if path.name != LOCK_NAME:
+                if not is_lock(path):
                     remove(path)
+
+    def _locks(self) -> set[Path]:
+        return {path for path in self.path.glob(f"{LOCK_NAME}*") if is_lock(path)}
 
     def _has_record(self) -> bool:
         return (self.path / RUN_NAME).is_file()
@@ -174,7 +189,7 @@ class RunFolder:
             return
         if not self.path.is_dir():
             raise InputError(f"{self.path} is a file, not a run folder; choose another folder")
-        ours = {self.path / LOCK_NAME, *stray_temporaries(self.path)}
+        ours = {*self._locks(), *stray_temporaries(self.path)}
         if not self._has_record() and any(path not in ours for path in self.path.iterdir()):
             raise InputError(f"{self.path} is not a run folder: it holds other files; choose an empty or new folder")
 

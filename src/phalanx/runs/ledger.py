@@ -25,7 +25,7 @@ from phalanx.errors import CorruptError, DiskError, InputError, LockedError
 from phalanx.runs.atomic import disk_errors, failpoint, free_bytes, sync_folder, temporary_in
 from phalanx.runs.canonical import JSON, canonical_json, sha256_json
 from phalanx.runs.sidecar import sidecar_path, verify_sidecar, write_sidecar
-from phalanx.runs.verdict import Record, Verdict, canonical_record
+from phalanx.runs.verdict import Outcome, Record, Verdict, canonical_record, worst_by_sample
 
 __all__ = ["LEDGER_SCHEMA", "Binding", "Ledger", "Verdict"]
 
@@ -308,6 +308,23 @@ class Ledger:
                 (attack, surface, restart),
             )
             return {sample for (sample,) in found}
+
+    def outcomes(self, attack: str, surface: str) -> dict[int, Outcome]:
+        """By sample the worst outcome of its restarts, for those that have a verdict."""
+        with _sqlite_errors(self.path):
+            rows = self._connection.execute(
+                "SELECT sample, verdict FROM verdicts WHERE attack = ? AND surface = ?", (attack, surface)
+            ).fetchall()
+        return worst_by_sample(rows)
+
+    def declare_size(self, images: int) -> None:
+        """Say of how many images the evaluation is. Raises InputError if another number was said."""
+        self._put("size", "", {"images": images})
+
+    def size(self) -> int | None:
+        """Of how many images the evaluation is; None where nobody said."""
+        said = self._entries("size").get("")
+        return None if said is None else int(said["images"])
 
     def _records(self) -> Iterator[Record]:
         """Every row, sorted by key and checked against its CRC."""

@@ -1,4 +1,4 @@
-"""One process at a time in a run folder."""
+"""One process at a time in a run folder, or several that each do a part of the work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,12 @@ from phalanx.errors import DiskError, InputError, LockedError
 from phalanx.runs.atomic import disk_errors, render_json
 
 LOCK_NAME = "LOCK"
+_POLL_SECONDS = 0.02
+
+
+def is_lock(path: Path) -> bool:
+    """Whether a file is the lock of a folder, or of a part of its work."""
+    return path.name == LOCK_NAME or path.name.startswith(f"{LOCK_NAME}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +79,30 @@ def _start_time(pid: int) -> str | None:
 
 
 class RunLock:
-    """Context manager holding `folder/LOCK`, made with the folder if need be.
+    """Context manager holding `folder/LOCK`, made with the folder if need be; of a `part` `folder/LOCK.PART`.
 
-    The kernel's lock (flock) ends with the process that took it, so a dead holder of this host is simply
-    succeeded. A lock file left by another host cannot be checked from here and is never taken over.
-    Raises LockedError at once, naming host and process id of the holder.
+    Different parts are held side by side; nobody holds the whole beside a part. The kernel's lock (flock) ends with
+    the process that took it, so a dead holder of this host is simply succeeded. A lock file left by another host
+    cannot be checked from here and is never taken over.
+    Raises LockedError at once, or after so many seconds of `wait`, naming host and process id of the holder.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = Path(folder) / LOCK_NAME
+    def __init__(self, folder: Path, part: str = "", *, wait: float = 0.0) -> None:
+        self.path = Path(folder) / (f"{LOCK_NAME}.{part}" if part else LOCK_NAME)
+        self._wait = wait
         self._held: tuple[int, Owner] | None = None
 
     def __enter__(self) -> RunLock:
+        end = time.monotonic() + self._wait
+        while True:
+            try:
+                return self._take()
+            except LockedError:
+                if time.monotonic() > end:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
+    def _take(self) -> RunLock:
         with disk_errors(self.path, 0):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = _open_locked(self.path)
@@ -92,11 +111,20 @@ class RunLock:
                 os.ftruncate(descriptor, 0)
                 owner = Owner.current()
                 os.pwrite(descriptor, render_json(asdict(owner)), 0)
+                # its own lock first: of two that want whole and part at once, at least one sees the other
+                self._refuse_others()
             except BaseException:
                 os.close(descriptor)
                 raise
         self._held = descriptor, owner
         return self
+
+    def _refuse_others(self) -> None:
+        """Refuses the whole while a part is held, and a part while the whole is."""
+        whole = self.path.parent / LOCK_NAME
+        others = self.path.parent.glob(f"{LOCK_NAME}.*") if self.path == whole else [whole]
+        for other in others:
+            _refuse_held(other)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -116,7 +144,7 @@ def _open_locked(path: Path) -> int:
     while True:
         descriptor = _open(path)
         try:
-            _take(path, descriptor)
+            _flock(path, descriptor, fcntl.LOCK_EX)
             if _is_current(path, descriptor):
                 return descriptor
         except BaseException:
@@ -125,18 +153,33 @@ def _open_locked(path: Path) -> int:
         os.close(descriptor)
 
 
-def _open(path: Path) -> int:
+def _refuse_held(path: Path) -> None:
+    """Raises LockedError if someone holds the lock file, which need not exist."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        descriptor = _open(path, create=False)
+    except FileNotFoundError:
+        return
+    try:
+        # shared: of several that look at once, none holds up another
+        _flock(path, descriptor, fcntl.LOCK_SH)
+        _refuse_other_host(path, descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, *, create: bool = True) -> int:
+    try:
+        flags = os.O_RDWR | (os.O_CREAT if create else 0) | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(path, flags, 0o644)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR):
             raise InputError(f"{path} is a link or a folder where a lock file belongs; remove it") from None
         raise
 
 
-def _take(path: Path, descriptor: int) -> None:
+def _flock(path: Path, descriptor: int, kind: int) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         raise LockedError(_held_message(path, Owner.parse(_content(descriptor)))) from None
     except OSError as error:
@@ -159,14 +202,16 @@ def _is_current(path: Path, descriptor: int) -> bool:
 
 
 def _held_message(path: Path, owner: Owner | None) -> str:
+    part = path.name.removeprefix(LOCK_NAME).removeprefix(".")
+    held = f"{part} of {path.parent}" if part else str(path.parent)
     if owner is None:
-        return f"{path.parent} is in use by a process that has just started; wait, or choose another folder"
+        return f"{held} is in use by a process that has just started; wait, or choose another folder"
     if owner.is_here() and owner.is_gone():
         return (
-            f"{path.parent} is still in use: {owner} has ended, but a process that it started lives on; "
+            f"{held} is still in use: {owner} has ended, but a process that it started lives on; "
             "wait a moment, or end that process"
         )
-    return f"{path.parent} is in use by {owner}; wait for it, stop it, or choose another folder"
+    return f"{held} is in use by {owner}; wait for it, stop it, or choose another folder"
 
 
 def _refuse_other_host(path: Path, descriptor: int) -> None:

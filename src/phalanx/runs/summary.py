@@ -15,14 +15,13 @@ from typing import TypeAlias, TypeVar
 
 from phalanx.errors import CorruptError
 from phalanx.runs.canonical import JSON
-from phalanx.runs.verdict import CLEAN, Outcome, Verdict
+from phalanx.runs.verdict import CLEAN, WORST_FIRST, Outcome, Verdict
 
 Key: TypeAlias = tuple[str, str]
 """An attack and the surface it climbed."""
 Name = TypeVar("Name", bound=Hashable)
-
-# of one sample's restarts, the first outcome in this order is the one that counts
-_WORST_FIRST: tuple[Outcome, ...] = ("broken", "invalid", "timeout", "held")
+Specs: TypeAlias = Mapping[str, Mapping[str, JSON]]
+"""What each declared attack's name means."""
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
@@ -55,13 +54,22 @@ class AttackSummary:
     invalid: int
     timeout: int
     untried: int
-    """Samples right on clean input that have no row of this attack: not counted as held."""
+    """Samples right on clean input that this attack has still to try: not counted as held."""
     n: int
     """Every sample of the ledger."""
+    spared: int = 0
+    """Samples right on clean input that an earlier attack of its cascade has taken, and which it was therefore not to
+    try: not counted as held either, so that the accuracy is that after this attack and those before it."""
     routed: int = 0
     """Samples right on clean input that it was tried on and whose route is known; 0 for a model without one."""
     flipped: int = 0
     """Of these, samples whose route it changed, in any restart."""
+
+    @property
+    def tried(self) -> int:
+        """Samples that have a row of this attack. In a cascade `broken` of them is this attack's share: what it broke
+        first."""
+        return self.held + self.broken + self.invalid + self.timeout
 
     @property
     def accuracy(self) -> float:
@@ -87,7 +95,8 @@ class Summary:
     incomplete: int
     """Samples nothing has broken yet, which some attack has still to try: not counted as robust."""
     attacks: tuple[AttackSummary, ...]
-    """By attack and surface, sorted; without the clean rows, with the attacks that stand aside."""
+    """By attack and surface, sorted, a cascade in its order; without the clean rows, with the attacks that stand
+    aside."""
 
     @property
     def clean_accuracy(self) -> float:
@@ -108,6 +117,12 @@ class Summary:
     def robust_interval(self) -> tuple[float, float]:
         """95 % Wilson interval of the robust accuracy."""
         return wilson(self.robust, self.n)
+
+    @property
+    def standing(self) -> int:
+        """Samples right on clean input that nothing has taken yet, tried by everything or not. Over n an upper bound of
+        the robust accuracy that these samples will end with, at any moment of an evaluation."""
+        return self.robust + self.incomplete
 
 
 def _share(count: int, n: int) -> float:
@@ -130,7 +145,7 @@ def _is_clean_correct(rows: Sequence[Verdict]) -> bool:
 
 
 def _worst(rows: Iterable[Verdict]) -> Outcome:
-    return min((row.verdict for row in rows), key=_WORST_FIRST.index)
+    return min((row.verdict for row in rows), key=WORST_FIRST.index)
 
 
 def _by_key(rows: Sequence[Verdict]) -> Mapping[Key, Sequence[Verdict]]:
@@ -158,7 +173,7 @@ def radius(eps: JSON) -> float:
         raise CorruptError(f"a ledger's eps must be a number or a fraction, got {eps!r}; evaluate again") from None
 
 
-def aside_attacks(specs: Mapping[str, Mapping[str, JSON]], norm: str, eps: JSON) -> tuple[str, ...]:
+def aside_attacks(specs: Specs, norm: str, eps: JSON) -> tuple[str, ...]:
     """Of the attacks declared in `specs`, those that say nothing of the worst case within radius `eps` in `norm`.
 
     They are the reproductions of published attacks, and the attacks outside the threat: of another norm (Linf where a
@@ -176,16 +191,17 @@ def _is_outside(spec: Mapping[str, JSON], norm: str, eps: JSON) -> bool:
     return own is not None and radius(own) > radius(eps)
 
 
-def summarise(rows: Iterable[Verdict], *, aside: Collection[str] = ()) -> Summary:
+def summarise(rows: Iterable[Verdict], *, aside: Collection[str] = (), attacks: Specs | None = None) -> Summary:
     """The numbers of a ledger's rows, in any order.
 
-    A sample wrong on clean input is robust against nothing, whether or not it was attacked. The attacks named in
-    `aside` (see `aside_attacks`) are summed up as the others are, and take no part in `robust` and `incomplete`.
-    Raises CorruptError if a sample has two labels.
+    `attacks` are the ledger's declared ones: those without a row yet are then summed up, too, and a cascade (the
+    "after" of their specs) is known. A sample wrong on clean input is robust against nothing, whether or not it was
+    attacked. The attacks named in `aside` (see `aside_attacks`) are summed up as the others are, and take no part in
+    `robust` and `incomplete`. Raises CorruptError if a sample has two labels.
     """
-    samples = _by_sample(rows)
+    samples, attacks = _by_sample(rows), attacks or {}
     correct = _correct(samples.values())
-    keys = sorted({(row.attack, row.surface) for found in samples.values() for row in found if row.attack != CLEAN})
+    keys = _keys(samples.values(), attacks)
     counted = [key for key in keys if key[0] not in aside]
     outcomes = [{key: _worst(tried[key]) for key in counted if key in tried} for tried in correct]
     standing = [found for found in outcomes if all(outcome == "held" for outcome in found.values())]
@@ -195,13 +211,35 @@ def summarise(rows: Iterable[Verdict], *, aside: Collection[str] = ()) -> Summar
         clean_correct=len(correct),
         robust=len(standing) - incomplete,
         incomplete=incomplete,
-        attacks=tuple(_summarise_attack(key, correct, len(samples)) for key in keys),
+        attacks=tuple(_summarise_attack(key, _before(key, attacks), correct, len(samples)) for key in keys),
     )
 
 
-def _summarise_attack(key: Key, correct: Iterable[Mapping[Key, Sequence[Verdict]]], n: int) -> AttackSummary:
+def _keys(samples: Iterable[Sequence[Verdict]], attacks: Specs) -> list[Key]:
+    """Every attack and surface that was tried or declared."""
+    tried = {(row.attack, row.surface) for found in samples for row in found if row.attack != CLEAN}
+    named = {attack for attack, _ in tried}
+    untried = {(name, str(spec.get("surface", "whole"))) for name, spec in attacks.items() if name not in named}
+    return sorted(tried | untried, key=lambda key: (len(_before(key, attacks)), key))
+
+
+def _before(key: Key, attacks: Specs) -> Collection[str]:
+    """The attacks before it in its cascade."""
+    found = attacks.get(key[0], {}).get("after")
+    return found if isinstance(found, list | tuple) else ()
+
+
+def _summarise_attack(
+    key: Key, before: Collection[str], correct: Iterable[Mapping[Key, Sequence[Verdict]]], n: int
+) -> AttackSummary:
     tried = [found.get(key, ()) for found in correct]
-    counts = Counter(_worst(rows) if rows else "untried" for rows in tried)
+    taken = [
+        any(_worst(rows) != "held" for (attack, _), rows in found.items() if attack in before) for found in correct
+    ]
+    counts = Counter(
+        _worst(rows) if rows else "spared" if was_taken else "untried"
+        for rows, was_taken in zip(tried, taken, strict=True)
+    )
     routed = [rows for rows in tried if any(row.flipped is not None for row in rows)]
     return AttackSummary(
         *key,
@@ -211,17 +249,28 @@ def _summarise_attack(key: Key, correct: Iterable[Mapping[Key, Sequence[Verdict]
         timeout=counts["timeout"],
         untried=counts["untried"],
         n=n,
+        spared=counts["spared"],
         routed=len(routed),
         flipped=sum(any(row.flipped for row in rows) for rows in routed),
     )
 
 
 def held_by_all(rows: Iterable[Verdict], choices: Mapping[Name, Collection[Key]]) -> dict[Name, int]:
+    """How many samples `held_samples` finds for each choice."""
+    return {name: len(samples) for name, samples in held_samples(rows, choices).items()}
+
+
+def held_samples(rows: Iterable[Verdict], choices: Mapping[Name, Collection[Key]]) -> dict[Name, set[int]]:
     """For each choice of attacks, the samples that are right on clean input and held against all of them.
 
     A sample that one of them has not tried does not count; with nothing chosen, all that are right on clean input do.
     Raises CorruptError if a sample has two labels.
     """
-    correct = _correct(_by_sample(rows).values())
-    held = [{key for key, tried in found.items() if _worst(tried) == "held"} for found in correct]
-    return {name: sum(keys.issuperset(chosen) for keys in held) for name, chosen in choices.items()}
+    held = {
+        sample: {key for key, tried in _by_key(found).items() if _worst(tried) == "held"}
+        for sample, found in _by_sample(rows).items()
+        if _is_clean_correct(found)
+    }
+    return {
+        name: {sample for sample, keys in held.items() if keys.issuperset(chosen)} for name, chosen in choices.items()
+    }

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 Outcome: TypeAlias = Literal["held", "broken", "invalid", "timeout"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+WORST_FIRST: tuple[Outcome, ...] = ("broken", "invalid", "timeout", "held")
+"""Of one sample's restarts, the first outcome in this order is the one that counts."""
 CLEAN = "clean"
 """The name under which the unattacked sample is judged."""
 
@@ -115,6 +118,14 @@ class Verdict:
 def _plain(value: float) -> float:
     # adding zero turns -0.0, which SQLite does not keep, into 0.0
     return float(value) + 0.0
+
+
+def worst_by_sample(outcomes: Iterable[tuple[int, Outcome]]) -> dict[int, Outcome]:
+    """The outcome that counts for each sample."""
+    found: dict[int, Outcome] = {}
+    for sample, outcome in outcomes:
+        found[sample] = min(found.get(sample, outcome), outcome, key=WORST_FIRST.index)
+    return found
 
 
 def canonical_record(record: Record) -> bytes:

@@ -1,13 +1,18 @@
 """What a command does: the rooms put together. Each function makes, or takes up again, one folder."""
 
+from phalanx.workflow.attacking import Attacked, attack_run
+from phalanx.workflow.comparing import Comparison, compare
 from phalanx.workflow.compute import cpu_threads, environment, pick_device, processor_name
 from phalanx.workflow.evaluating import (
     ANALYSIS_NAME,
     EVALUATION_NAME,
     LEDGER_NAME,
+    Conduct,
+    evaluate_foreign,
     evaluate_run,
     evaluate_view,
     evaluation_folder,
+    foreign_settings,
 )
 from phalanx.workflow.reporting import data_config, find_rows, report_on
 from phalanx.workflow.reproducing import Reproduction, reproduction, whole_study
@@ -19,17 +24,24 @@ __all__ = [
     "ANALYSIS_NAME",
     "EVALUATION_NAME",
     "LEDGER_NAME",
+    "Attacked",
+    "Comparison",
+    "Conduct",
     "Plan",
     "Reproduction",
     "Trained",
+    "attack_run",
+    "compare",
     "cpu_threads",
     "data_config",
     "default_workers",
     "environment",
+    "evaluate_foreign",
     "evaluate_run",
     "evaluate_view",
     "evaluation_folder",
     "find_rows",
+    "foreign_settings",
     "make_study",
     "parse_seeds",
     "perform",

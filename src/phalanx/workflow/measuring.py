@@ -1,0 +1,261 @@
+"""Measure a model into an evaluation folder: alone, or as one of several processes that share it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from phalanx.config import EvaluationConfig, RunConfig
+from phalanx.data import ImageSet, Splits, load_data
+from phalanx.errors import LockedError
+from phalanx.evaluation import Evaluation, Limits, Protocol, Shard, analyse, evaluate, protocol
+from phalanx.evaluation.checks import check_classes
+from phalanx.evaluation.evaluate import model_sha256
+from phalanx.loading import to_plain
+from phalanx.routing import AdaptiveSmoothing, Counts, DualModel, counts
+from phalanx.runs import RunFolder, write_json
+from phalanx.threat import ThreatModel
+from phalanx.training import Reporter, Silent
+from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
+from phalanx.workflow.signals import stopped_by_signals
+from phalanx.workflow.training import refuse_other_data, require_finished
+
+EVALUATION_NAME = "evaluation.json"
+ANALYSIS_NAME = "analysis.json"
+LEDGER_NAME = "ledger.sqlite"
+EVALUATION_SCHEMA = 1
+
+ANALYSED = 1000
+"""At most so many images are analysed: the averages stand, and the cost does not grow with the data."""
+
+COUNTED = 8
+"""On so many images the model's cost is counted: it varies only with the routes, and only if experts differ in size."""
+
+_CLOSING_SECONDS = 30.0
+"""So long the last of several processes waits for the others to close the ledger."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to be measured, and the settings of the run that it, or its robust half, comes from."""
+
+    settings: RunConfig
+    runs: tuple[Path, ...]
+    build: Callable[[Splits, torch.device], tuple[nn.Module, dict[str, Any] | None]]
+    """The model on a device, and what evaluation.json says of the view, None for a run as it is."""
+    bound: Mapping[str, Any]
+    """What the folder is bound to."""
+    label: str = ""
+    outputs: int | None = None
+    """Of the model; None for as many as the data have classes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conduct:
+    """How one call goes about an evaluation."""
+
+    limits: Limits = field(default_factory=Limits)
+    allow: tuple[str, ...] = ()
+    """Of `phalanx.evaluation.checks.ALLOWED`."""
+    announce: Callable[[str], None] | None = None
+    """Hears about how long it will take."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Everything loaded for a measurement."""
+
+    subject: Subject
+    config: EvaluationConfig
+    data: Splits
+    images: ImageSet
+    device: torch.device
+    model: nn.Module
+    seen: dict[str, Any] | None
+    started: str
+    clock: float
+
+    def protocol(self, name: str) -> Protocol:
+        return protocol_for(name, self.threat, self.model)
+
+    @property
+    def threat(self) -> ThreatModel:
+        return self.subject.settings.threat
+
+    @property
+    def seed(self) -> int:
+        return self.subject.settings.seed
+
+
+def protocol_for(name: str, threat: ThreatModel, model: nn.Module) -> Protocol:
+    """What a protocol's name means for this model, which may have parts that others lack."""
+    return protocol(name, threat, halves=isinstance(model, DualModel), mixing=isinstance(model, AdaptiveSmoothing))
+
+
+def measure(
+    folder: Path, subject: Subject, config: EvaluationConfig, reporter: Reporter | None, conduct: Conduct
+) -> Evaluation | None:
+    """Measures into `folder`; None if that was finished already. The result says whether it is finished now."""
+    for run in subject.runs:
+        require_finished(run)
+    target, reporter = RunFolder(folder), reporter or Silent()
+    shard = conduct.limits.shard
+    with cpu_threads(subject.settings.threads):
+        if shard is None:
+            return _whole(target, subject, config, reporter, conduct)
+        return _part(target, subject, config, reporter, conduct, shard)
+
+
+def _whole(
+    target: RunFolder, subject: Subject, config: EvaluationConfig, reporter: Reporter, conduct: Conduct
+) -> Evaluation | None:
+    with target.lock():
+        if _begun(target, subject, shared=False):
+            return None
+        with target.records_outcome(), stopped_by_signals():
+            loaded = _load(subject, config)
+            found = _evaluated(target, loaded, reporter, conduct)
+            if not found.finished:
+                target.mark("interrupted")
+                return found
+            _write(target, loaded, found, reporter)
+        target.finish()
+    return found
+
+
+def _part(
+    target: RunFolder,
+    subject: Subject,
+    config: EvaluationConfig,
+    reporter: Reporter,
+    conduct: Conduct,
+    shard: Shard,
+) -> Evaluation | None:
+    with target.part(shard.name), stopped_by_signals():
+        with target.turn():
+            if _begun(target, subject, shared=True):
+                return None
+        loaded = _load(subject, config)
+        found = _evaluated(target, loaded, reporter, conduct)
+        if not found.finished:
+            return found
+        # the union is whole: the first to see it closes the evaluation, and nobody writes any more
+        with target.turn():
+            if not _begun(target, subject, shared=False):
+                found = _closed(target, loaded, reporter, conduct)
+                _write(target, loaded, found, reporter)
+                target.finish()
+    return found
+
+
+def _begun(target: RunFolder, subject: Subject, *, shared: bool) -> bool:
+    """Whether the folder is finished, whole and of this subject."""
+    target.prepare(subject.bound, shared=shared)
+    if target.status() != "finished":
+        return False
+    target.verify()
+    return True
+
+
+def _load(subject: Subject, config: EvaluationConfig) -> _Measured:
+    started, clock, device = now(), time.monotonic(), pick_device(subject.settings.device)
+    data = load_data(subject.settings.data)
+    for run in subject.runs:
+        refuse_other_data(run, data)
+    model, seen = subject.build(data, device)
+    images = data.test if config.n is None else data.test.first(config.n)
+    _check_outputs(model, images, device, subject.outputs or data.num_classes)
+    return _Measured(subject, config, data, images, device, model, seen, started, clock)
+
+
+@torch.no_grad()
+def _check_outputs(model: nn.Module, images: ImageSet, device: torch.device, classes: int) -> None:
+    # another kind of answer is named by the evaluation itself
+    if not isinstance(model, nn.Module) or not len(images):
+        return
+    mode = model.training
+    answer = model.eval()(images.images([0]).to(device))
+    model.train(mode)
+    if isinstance(answer, Tensor) and answer.dim() == 2:
+        check_classes(answer.shape[1], classes)
+
+
+def _evaluated(target: RunFolder, loaded: _Measured, reporter: Reporter, conduct: Conduct) -> Evaluation:
+    return evaluate(
+        loaded.model,
+        loaded.images,
+        loaded.protocol(loaded.config.protocol),
+        loaded.threat,
+        ledger=target.resolve(LEDGER_NAME),
+        batch_size=loaded.config.batch_size,
+        seed=loaded.seed,
+        device=loaded.device,
+        progress=reporter.progress,
+        limits=conduct.limits,
+        allow=conduct.allow,
+        notify=reporter.notify,
+        announce=conduct.announce,
+    )
+
+
+def _closed(target: RunFolder, loaded: _Measured, reporter: Reporter, conduct: Conduct) -> Evaluation:
+    """Nothing is left to attack: reads the whole, and seals the ledger once every other process has closed it."""
+    end = time.monotonic() + _CLOSING_SECONDS
+    while True:
+        try:
+            return _evaluated(target, loaded, reporter, replace(conduct, limits=Limits(), announce=None))
+        except LockedError:
+            if time.monotonic() > end:
+                raise
+        time.sleep(0.1)
+
+
+def _write(target: RunFolder, loaded: _Measured, found: Evaluation, reporter: Reporter) -> None:
+    config, seconds = loaded.config, time.monotonic() - loaded.clock
+    if config.analysis is not None:
+        write_json(target.resolve(ANALYSIS_NAME), _analysed(loaded, config.analysis, reporter))
+    record = {
+        "schema": EVALUATION_SCHEMA,
+        "label": loaded.subject.label,
+        "view": loaded.seen,
+        "protocol": config.protocol,
+        "weights": config.weights,
+        "n": found.n,
+        "threat": to_plain(loaded.threat),
+        "seed": loaded.seed,
+        "batch_size": config.batch_size,
+        "seconds": round(seconds, 1),
+        "environment": environment(loaded.device, loaded.started, seconds),
+        "data": {"name": loaded.data.name, "notes": list(loaded.data.notes)},
+        "load": None if found.load is None else list(found.load),
+        "counts": _counted(loaded).to_json(),
+        "model_sha256": model_sha256(loaded.model),
+    }
+    write_json(target.resolve(EVALUATION_NAME), record)
+
+
+def _counted(loaded: _Measured) -> Counts:
+    # spread over the set: a folder's images come class by class
+    spread = torch.linspace(0, len(loaded.images) - 1, min(COUNTED, len(loaded.images))).long()
+    return counts(loaded.model, loaded.images.images(spread).to(loaded.device))
+
+
+def _analysed(loaded: _Measured, name: str, reporter: Reporter) -> dict[str, Any]:
+    (member,) = loaded.protocol(name).members
+    return analyse(
+        loaded.model,
+        loaded.images.first(min(ANALYSED, len(loaded.images))),
+        member.attack,
+        name=name,
+        num_classes=loaded.data.num_classes,
+        batch_size=loaded.config.batch_size,
+        seed=loaded.seed,
+        device=loaded.device,
+        progress=reporter.progress,
+    ).to_json()
