@@ -289,3 +289,11 @@ def test_overfitting_is_in_the_log_and_said_before_and_after_a_stop(tmp_path: Pa
     with pytest.raises(Interrupted):
         run("stopped", tiny.StopAt(7, lambda: os.kill(os.getpid(), signal.SIGTERM)))
     assert run("stopped", tiny.StopAt(-1)) == records
+
+
+def test_a_collapsed_router_of_two_updates_is_spoken_of_once() -> None:
+    means: dict[str, float | list[float]] = {"experts.load": [0.99, 0.01], "router.load": [0.97, 0.03]}
+    (message,) = collapse_alarms(means, 3)
+    assert message.startswith("router collapse in epoch 3: expert 0 got 97%")
+    (message,) = collapse_alarms({"router.gate-1.load": [0.0, 1.0]}, 3)
+    assert message.startswith("router collapse of gate-1 in epoch 3: expert 1 got 100%")

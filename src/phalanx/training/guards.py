@@ -92,20 +92,22 @@ def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor | None:
 def collapse_alarms(means: Mapping[str, float | list[float]], epoch: int) -> list[str]:
     """What to say of every router that sent nearly all images of `epoch` to one expert.
 
-    `means` are the epoch's averages by name; "load" and "NAME.load" hold the shares of a router's experts.
+    `means` are the epoch's averages by name; "load" and "NAME.load" hold the shares of a router's experts. A method
+    that moves experts and router in turn logs them under either: each router is spoken of once.
     """
-    messages = []
+    messages = {}
     # a resumed run must say the same in the same order
     for key, load in sorted(means.items()):
-        router, _, last = key.rpartition(".")
+        *path, last = key.split(".")
         if last != "load" or not isinstance(load, list) or len(load) < 2 or max(load) <= COLLAPSE_LOAD:
             continue
+        router = ".".join(part for part in path if part not in ("experts", "router"))
         where = f"{f' of {router}' if router else ''} in epoch {epoch}"
-        messages.append(
+        messages[router] = (
             f"router collapse{where}: expert {load.index(max(load))} got {max(load):.0%} of the images; "
             "the mixture is one network. Raise method.balance or lower the learning rate"
         )
-    return messages
+    return list(messages.values())
 
 
 def overfitting_alarms(records: Sequence[Mapping[str, Any]]) -> list[str]:
