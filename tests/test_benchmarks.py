@@ -22,7 +22,7 @@ from phalanx.routing import MixtureOfExperts
 from phalanx.threat import ThreatModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("common", "dispatch", "trained", "pgd", "rt_er", "seeds", "soft")
+SCRIPTS = ("common", "dispatch", "layers", "trained", "pgd", "autoattack", "rt_er", "seeds", "soft")
 KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
 
 
@@ -127,6 +127,22 @@ def test_the_operation_count_sees_a_loop_over_images(scripts: SimpleNamespace) -
     assert looped > 8 * 114 > dispatch.operation_limit(2)
 
 
+def test_layers_runs(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    record = scripts.layers.measure(width=8, counts=(2, 4), batch=8, rounds=1)
+    plain = json.loads(scripts.common.write_record(record, tmp_path).read_text(encoding="utf-8"))
+    check_shape(plain)
+    timed = plain["measurements"]["ratios"]
+    assert [sum(timed[count]["group_sizes"]) for count in ("2", "4")] == [8, 8]
+    assert {name: set(ratios) for name, ratios in timed["2"].items() if name != "group_sizes"} == {
+        "forward": {"plain", "masked"},
+        "forward+backward": {"plain", "masked"},
+        "training step": {"plain", "masked"},
+        "forward+backward, folded": {"plain"},
+    }
+    (equality,) = (bar for bar in plain["bars"] if "difference" in bar["what"])
+    assert equality["met"] and len(plain["bars"]) == 3 * (2 + 2) + 1
+
+
 def test_pgd_runs_and_every_evaluation_counts_the_same_images(
     scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet], tmp_path: Path
 ) -> None:
@@ -179,6 +195,79 @@ def test_a_probe_reports_its_own_process(
     assert 50 < found["peak_mib"] < 2**20
 
 
+# -- autoattack ----------------------------------------------------------------------------------------------------
+
+
+def test_autoattack_runs(
+    scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, (model, images) = scripts.autoattack, noise
+    pytest.importorskip("pyautoattack")
+    threat, name = ThreatModel("Linf", "1/255"), "apgd-2,apgd-t-2x1,fab-t-2x1,square-3"
+    found = {"noise, Linf": script.compare(model, images, threat, name, n=8, rounds=1)}
+    _, data = script.right_images(model, images, 8)
+    saved = script.savings(model, data, threat, rounds=1, steps=2)
+    plain = json.loads(
+        scripts.common.write_record(script.record(found, saved, name, 8, 1), tmp_path).read_text(encoding="utf-8")
+    )
+    check_shape(plain)
+    assert [bar["at_most"] for bar in plain["bars"]] == [True] * 4
+    one = plain["measurements"]["comparisons"]["noise, Linf"]
+    assert (one["n"], one["clean"]) == (8, 8) and set(one["time"]) == {"apgd-ce", "apgd-t", "fab-t", "square", "total"}
+    assert len(plain["measurements"]["savings"]) == 5
+
+
+def test_a_cascade_attacks_what_stands_and_counts_both_ways(
+    scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, (model, images) = scripts.autoattack, noise
+    _, data = script.right_images(model, images, 8)
+    seen: list[list[int]] = []
+
+    def breaking(*ids: int) -> Any:
+        def component(batch: Any) -> Tensor:
+            seen.append(batch.ids.tolist())
+            return torch.tensor([i in ids for i in batch.ids.tolist()])
+
+        return component
+
+    found = script.cascade([breaking(0, 5), breaking(5, 6)], data, batch_size=4)
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 3, 4], [6, 7]]
+    assert (~found.standing).sum(1).tolist() == [2, 3]
+    nothing = breaking()
+    monkeypatch.setattr(script, "ours", lambda *_: [breaking(1), nothing, nothing, nothing])
+    monkeypatch.setattr(script, "theirs", lambda *_: [breaking(2, 3), nothing, nothing, nothing])
+    one = script.compare(model, images, ThreatModel("Linf", "1/255"), "fgsm", n=8, rounds=2)
+    assert (one.lost, one.gained, one.weaker) == (2, 1, 1 / 8)
+    assert (one.broken_ours[-1], one.broken_theirs[-1]) == (1, 2)
+
+
+def test_without_a_saving_of_autoattack_the_search_is_the_same(
+    scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet]
+) -> None:
+    pytest.importorskip("pyautoattack")
+    script, (model, images) = scripts.autoattack, noise
+    _, data = script.right_images(model, images, 4)
+    weighted = script._weighted(model)
+    gradients = [scripts.dispatch.input_gradient(run, data.x) for run in (model, weighted)]
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-6)
+    x, slope, value = torch.rand(3, 20), torch.randn(3, 20), torch.randn(3)
+    for norm in ("Linf", "L2", "L1"):
+        expected = script.fab.onto_hyperplane(x, slope, value, norm)
+        with script._sorted_projection():
+            assert torch.allclose(script.fab.onto_hyperplane(x, slope, value, norm), expected, atol=1e-5)
+
+
+def test_a_network_below_the_bar_is_not_measured(scripts: SimpleNamespace, noise: tuple[nn.Module, ImageSet]) -> None:
+    model, images = noise
+    wrong = ImageSet(images.pixels, (images.labels + 1) % 10, images.ids, 255)
+    with pytest.raises(SystemExit, match="right about 0 of 8 images, below 75%"):
+        scripts.autoattack.right_images(model, wrong, 8)
+
+
+# -- rt_er ---------------------------------------------------------------------------------------------------------
+
+
 def test_rt_er_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scripts.rt_er, "STEPS", 1)
     record = scripts.rt_er.measure(width=4, batch=8, rounds=1, steering_steps=2)
@@ -229,37 +318,34 @@ def _table(seed: int, held: int, **changed: Any) -> dict[str, Any]:
         "seed": seed,
         "measurement": {"norm": "Linf", "eps": "3/16", "protocol": "pgd-50"},
         "data": {"trained on": "digits", "evaluated images (sha256)": "ab"},
-        "columns": {"SA": {"held": 45}, "RA": {"held": held}, "RA-E": None},
-        "released_columns": {"pgd-released": {"RA": {"held": 40}}},
+        "columns": {"SA": {"held": 45, "n": 50}, "RA": {"held": held, "n": 50}, "RA-E": None},
+        "released_columns": {"pgd-released": {"RA": {"held": 40, "n": 50}}},
+        "attacks": [],
+        "outside_attacks": [],
+        "reported": {},
     }
-    return {"title": "Quickstart", "command": "phalanx run quickstart --set seed=1", "rows": [{**row, **changed}]}
+    return {
+        "title": "Quickstart",
+        "description": "",
+        "command": "phalanx run quickstart --set seed=1",
+        "reported_source": "",
+        **{key: [] for key in ("columns", "attacks", "outside_attacks", "sweeps", "notices", "caveats")},
+        "rows": [{**row, **changed}],
+    }
 
 
 def test_seeds_become_one_record_and_one_table(scripts: SimpleNamespace, tmp_path: Path) -> None:
-    record = scripts.seeds.collect("mine", [_table(0, 20), _table(1, 22), _table(2, 24)])
+    record, table = scripts.seeds.collect("mine", [_table(0, 20), _table(1, 22), _table(2, 24)])
     assert record.measurements == {
         "held": {"AT": {"SA": [45, 45, 45], "RA": [20, 22, 24]}},
         "released": {"AT": {"pgd-released": [40, 40, 40]}},
     }
     assert record.settings["command"] == "phalanx run quickstart --set seed=K" and record.settings["seeds"] == [0, 1, 2]
     # 20, 22 and 24 of 50 are 40, 44 and 48 %: a deviation of 4
-    table = scripts.seeds.markdown(record, ["RA", "pgd-released", "RA-E"])
-    assert table.splitlines()[-1] == "| AT | 44.0 ± 4.0 | 80.0 ± 0.0 | – |"
+    text = scripts.seeds.markdown(table, ["RA", "pgd-released", "RA-E"])
+    assert text.splitlines()[-1] == "| AT | 44.0 ± 4.0 | 80.0 ± 0.0 | – |"
     plain = json.loads(scripts.common.write_record(record, tmp_path).read_text())
     assert plain["rounds"] == 3 and set(plain) == KEYS
-
-
-@pytest.mark.parametrize(
-    ("tables", "message"),
-    [
-        ([_table(0, 20), _table(0, 22)], r"different seeds, got \[0, 0\]"),
-        ([_table(0, 20), _table(1, 22, n=40)], "same rows, images and threat"),
-        ([_table(0, 20), _table(1, 22, label="ST")], "same rows, images and threat"),
-    ],
-)
-def test_tables_that_do_not_belong_together(scripts: SimpleNamespace, tables: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        scripts.seeds.collect("mine", tables)
 
 
 def test_soft_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
