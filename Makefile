@@ -35,6 +35,8 @@ bench: $(VENV)/installed
 	$(BIN)/python benchmarks/pgd.py
 	$(BIN)/python benchmarks/rt_er.py
 	$(BIN)/python benchmarks/soft.py
+	$(BIN)/python benchmarks/layers.py
+	$(BIN)/python benchmarks/dwf.py
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)

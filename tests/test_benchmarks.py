@@ -22,7 +22,7 @@ from phalanx.routing import MixtureOfExperts
 from phalanx.threat import ThreatModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("common", "dispatch", "layers", "trained", "pgd", "autoattack", "rt_er", "seeds", "soft")
+SCRIPTS = ("common", "dispatch", "dwf", "layers", "trained", "pgd", "autoattack", "rt_er", "seeds", "soft")
 KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
 
 
@@ -370,10 +370,22 @@ def test_both_soft_attacks_take_every_step(scripts: SimpleNamespace) -> None:
         assert asked == [len(x)] * scripts.soft.STEPS
 
 
+# -- dwf -----------------------------------------------------------------------------------------------------------
+
+
+def test_dwf_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.dwf, "phase_seconds", lambda study, workers: len(study.runs) / workers)
+    record = scripts.dwf.measure(width=2, batch=4, rounds=1, device="cpu", epochs=1, phases=1)
+    plain = json.loads(scripts.common.write_record(record, tmp_path).read_text(encoding="utf-8"))
+    check_shape(plain)
+    assert plain["measurements"]["phase 1 seconds"] == [[4.0, 2.0]]
+    assert [bar["at_most"] for bar in plain["bars"]] == [True, False] and plain["bars"][1]["met"]
+
+
 # -- what is committed ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dispatch", "pgd", "rt_er", "soft"])
+@pytest.mark.parametrize("name", ["dispatch", "dwf", "layers", "pgd", "rt_er", "soft"])
 def test_a_committed_record_has_the_shape_and_names_no_place(name: str) -> None:
     text = (FOLDER / "results" / f"{name}.json").read_text(encoding="utf-8")
     check_shape(json.loads(text))

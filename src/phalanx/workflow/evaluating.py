@@ -103,7 +103,8 @@ def evaluate_view(
     def build(data: Splits, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
         parts = load_mixtures({part_name(name): run for name, run in runs.items()})
         model, seen = viewed(view, [part.to(device) for part in parts.values()], data, settings)
-        return model.to(device), {"kind": view.name, **seen}
+        # a new module begins in training mode, whatever its parts are in
+        return model.eval().to(device), {"kind": view.name, **seen}
 
     conduct = conduct or Conduct()
     bound = _bound(config, settings, view, conduct)

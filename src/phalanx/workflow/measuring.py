@@ -18,6 +18,7 @@ from phalanx.evaluation import Evaluation, Limits, Protocol, Shard, analyse, eva
 from phalanx.evaluation.checks import check_classes
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.loading import to_plain
+from phalanx.nn import frozen
 from phalanx.routing import AdaptiveSmoothing, Counts, DualModel, counts
 from phalanx.runs import RunFolder, write_json
 from phalanx.threat import ThreatModel
@@ -179,9 +180,8 @@ def _check_outputs(model: nn.Module, images: ImageSet, device: torch.device, cla
     # another kind of answer is named by the evaluation itself
     if not isinstance(model, nn.Module) or not len(images):
         return
-    mode = model.training
-    answer = model.eval()(images.images([0]).to(device))
-    model.train(mode)
+    with frozen(model):
+        answer = model(images.images([0]).to(device))
     if isinstance(answer, Tensor) and answer.dim() == 2:
         check_classes(answer.shape[1], classes)
 
