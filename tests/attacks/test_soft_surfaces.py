@@ -57,7 +57,7 @@ def test_of_a_synergy_of_experts_probabilities_are_averaged(temperature: float) 
         mixed, total = torch.zeros(10), 0.0
         for submodel in model.experts:
             z, a = submodel.both(image)
-            rectified = float((z / 2).softmax(-1).max() * a.sigmoid())
+            rectified = float(((z / 2).softmax(-1).max() * a.sigmoid()).detach())
             weight = rectified ** (1 / temperature)
             mixed, total = mixed + weight * z.softmax(-1)[0], total + weight
         torch.testing.assert_close(found.logits[row].exp(), mixed / total, atol=1e-5, rtol=1e-4)

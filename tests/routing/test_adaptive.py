@@ -54,7 +54,7 @@ def test_the_mixture_image_by_image(top_k: int | str) -> None:
     answer, gammas, route = model.smoothed(x)
     for row, image in enumerate(x.split(1)):
         gamma = gamma_by_hand(model, image)
-        alpha = 0.6 + 0.3 / (1 + math.exp(-float(gamma)))
+        alpha = 0.6 + 0.3 / (1 + math.exp(-float(gamma.detach())))
         standard, robust = (2.0 * model.standard(image)).softmax(-1), (0.5 * model.robust(image)).softmax(-1)
         torch.testing.assert_close(gammas[row], gamma)
         torch.testing.assert_close(answer[row].exp(), ((1 - alpha) * standard + alpha * robust)[0])
