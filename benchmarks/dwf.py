@@ -33,8 +33,8 @@ UNITS = {"dwf": 2 + 2 * STEPS + 9, "at": 2 * STEPS + 3}
 OVERHEAD_LIMIT = 1.15
 """What a unit of the joint step through nine experts may cost in units of AT of one of them."""
 PHASE_RUNS = ("fgsm-1", "fgsm-2", "pgd-1", "pgd-2")
-PHASE_EPOCHS = 40
-PHASE_ROUNDS = 3
+PHASE_EPOCHS = 240
+PHASE_ROUNDS = 2
 PHASE_LIMIT = 1.6
 """How many times faster phase 1 must be in two processes than in one, their start included."""
 
