@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from phalanx.experts.small import mlp, small_cnn
 from phalanx.experts.vgg import vgg16
 from phalanx.experts.wrn import wrn
 from phalanx.nn import Layers, Normalize, PlainLayers, record
+from phalanx.nn.factory import own_factory
 
 EXPERTS: dict[str, Callable[..., nn.Module]] = {
     "densenet": densenet,
@@ -27,23 +27,6 @@ EXPERTS: dict[str, Callable[..., nn.Module]] = {
     "vgg16": vgg16,
     "wrn": wrn,
 }
-
-
-def _own_factory(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    if not module_name or module_name.startswith("."):
-        raise InputError(f"expert {name!r} must be 'module:factory' with the module's full name")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise InputError(
-            f"expert {name!r}: cannot import module {module_name!r} ({error}); is it on PYTHONPATH?"
-        ) from None
-    except AttributeError:
-        raise InputError(f"expert {name!r}: module {module_name!r} has no {attribute!r}") from None
-    if not callable(factory):
-        raise InputError(f"expert {name!r} must be a function that returns a network, got {type(factory).__name__}")
-    return factory  # type: ignore[no-any-return]
 
 
 def _check_options(
@@ -136,7 +119,7 @@ def build_expert(
         # a run that began with them holds its own: to load it needs no such file
         options.pop("weights", None)
     elif ":" in name:
-        factory = _own_factory(name)
+        factory = own_factory(name, f"expert {name!r}", "a network")
         _check_arguments(name, factory, {**shape, **options})
         network = factory(**shape, **options)
         if not isinstance(network, nn.Module):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from phalanx.errors import InputError
+from phalanx.nn.factory import own_factory
 from phalanx.runs import sha256_file
 
 
@@ -19,7 +18,7 @@ def foreign_model(factory: str, weights: Path | None) -> nn.Module:
 
     Importing the module runs it: give only code that you trust. Raises InputError.
     """
-    made = _function(factory)()
+    made = own_factory(factory, f"--model {factory}", "a model")()
     if not isinstance(made, nn.Module):
         raise InputError(f"--model {factory} must return a torch.nn.Module, got {type(made).__name__}")
     if weights is not None:
@@ -30,23 +29,6 @@ def foreign_model(factory: str, weights: Path | None) -> nn.Module:
 def weights_record(weights: Path | None) -> str | None:
     """What an evaluation of a foreign model is bound to: the sha256 of its weights' file."""
     return None if weights is None else sha256_file(_existing(weights))
-
-
-def _function(factory: str) -> Any:
-    module_name, _, attribute = factory.partition(":")
-    if not module_name or module_name.startswith(".") or not attribute:
-        raise InputError(f"--model must be 'module:function' with the module's full name, got {factory!r}")
-    try:
-        made = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as error:
-        raise InputError(
-            f"--model {factory}: cannot import module {module_name!r} ({error}); is it on PYTHONPATH?"
-        ) from None
-    except AttributeError:
-        raise InputError(f"--model {factory}: module {module_name!r} has no {attribute!r}") from None
-    if not callable(made):
-        raise InputError(f"--model {factory} must be a function that returns a model, got {type(made).__name__}")
-    return made
 
 
 def _existing(weights: Path) -> Path:
