@@ -24,21 +24,6 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def phalanx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["phalanx", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
-            main()
-        out, err = capsys.readouterr()
-        assert "Traceback" not in out + err
-        return int(exit_.value.code or 0), out, err
-
-    return run
-
-
 def test_help_and_import_load_neither_torch_nor_pydantic() -> None:
     program = (
         "import sys; sys.argv = ['phalanx', '--help']\n"

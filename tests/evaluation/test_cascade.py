@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from known_answers import FIVE, THREAT, Bright
 
 import tiny
@@ -29,19 +28,6 @@ def cascade(names: str, threat: ThreatModel) -> Protocol:
 
 
 SUITE = cascade("fgsm,apgd-6,apgd-t-4x3,fab-t-4x3,square-30", SMALL)
-
-
-@pytest.fixture(scope="module")
-def trained() -> MixtureOfExperts:
-    """A mixture that is right about most digits and robust on some."""
-    model: MixtureOfExperts = tiny.mixture(3, seed=1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    (batch,) = tiny.digits().train.batches(100)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(batch.x), batch.y).backward()
-        optimizer.step()
-    return model.eval()
 
 
 def _verdicts(found: Evaluation) -> list[tuple[object, ...]]:

@@ -132,19 +132,6 @@ def test_a_model_that_answers_nan_is_neither_right_nor_robust() -> None:
     assert _verdicts(found, "pgd-8") == {100: "invalid"}
 
 
-@pytest.fixture(scope="module")
-def trained() -> MixtureOfExperts:
-    """A mixture that is right about most digits and robust on some."""
-    model: MixtureOfExperts = tiny.mixture(3, seed=1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    (batch,) = tiny.digits().train.batches(100)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(batch.x), batch.y).backward()
-        optimizer.step()
-    return model.eval()
-
-
 SMALL = ThreatModel("Linf", "1/32")
 SUITE = protocol("fgsm,pgd-3x2,pgd-3-margin", SMALL)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from phalanx.routing.route import Route
-from phalanx.routing.stats import assignment_counts
+from phalanx.routing.stats import assignment_counts, weights_by_expert
 
 
 class _UnitGate(torch.autograd.Function):
@@ -83,11 +83,6 @@ class Assignment:
                 yield rows, Assignment(_rows(self.route, rows), sizes, None, self.unit)
             start += size
 
-    def weights_by_expert(self) -> Tensor:
-        """(B, E) with zeros where an expert is not selected."""
-        route = self.route
-        return torch.zeros_like(route.scores, dtype=route.weights.dtype).scatter(-1, route.experts, route.weights)
-
     def mix(self, x: Tensor, functions: Sequence[Callable[[Tensor], Tensor]], *, gated: bool = True) -> Tensor:
         """sum_k weights[:, k] * functions[experts[:, k]](x), each function once on the rows x (B, ...) of its expert.
 
@@ -96,7 +91,7 @@ class Assignment:
         not, a weight that is exactly 1 passes no gradient to the gate.
         """
         if not self.sizes:
-            weights_EB = self.weights_by_expert().unbind(1)
+            weights_EB = weights_by_expert(self.route).unbind(1)
             return torch.stack(
                 [scaled(function(x), weights_B) for function, weights_B in zip(functions, weights_EB, strict=True)]
             ).sum(0)

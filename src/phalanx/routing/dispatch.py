@@ -11,8 +11,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from phalanx.routing.assignment import inverse
 from phalanx.routing.route import Route
-from phalanx.routing.stats import assignment_counts
+from phalanx.routing.stats import assignment_counts, weights_by_expert
 
 MIN_BATCHNORM_GROUP = 8
 """A training group smaller than this is normalised by the running statistics and leaves them alone: the mean and
@@ -66,9 +67,7 @@ def _run(expert: nn.Module, x: Tensor, checkpoint: bool) -> Tensor:
 
 def _all_experts(experts: Sequence[nn.Module], x: Tensor, route: Route, checkpoint: bool) -> Tensor:
     outputs_BEC = torch.stack([_run(expert, x, checkpoint) for expert in experts], dim=1)
-    weights_BE = torch.zeros_like(route.scores, dtype=route.weights.dtype)
-    weights_BE = weights_BE.scatter(-1, route.experts, route.weights)
-    return (weights_BE[..., None] * outputs_BEC).sum(1)
+    return (weights_by_expert(route)[..., None] * outputs_BEC).sum(1)
 
 
 def dispatch(experts: Sequence[nn.Module], x: Tensor, route: Route, *, checkpoint: bool = False) -> Tensor:
@@ -95,8 +94,6 @@ def dispatch(experts: Sequence[nn.Module], x: Tensor, route: Route, *, checkpoin
     outputs = [_run(expert, group, checkpoint) for expert, group in zip(experts, groups, strict=True) if len(group)]
     if not outputs:
         outputs = [_run(experts[0], x, checkpoint)]
-    back_A = torch.empty_like(order_A)
-    back_A[order_A] = torch.arange(len(order_A), device=order_A.device)
-    outputs_AC = torch.cat(outputs).index_select(0, back_A)
+    outputs_AC = torch.cat(outputs).index_select(0, inverse(order_A))
     outputs_BKC = outputs_AC.reshape(len(x), selected, *outputs_AC.shape[1:])
     return (route.weights[..., None] * outputs_BKC).sum(1)

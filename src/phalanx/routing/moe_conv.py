@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from phalanx.nn.routed import FoldableLayer, Plan, RoutedLayer, Width, scaled_width
 from phalanx.routing.assignment import Assignment, scaled
 from phalanx.routing.dispatch import MIN_BATCHNORM_GROUP
+from phalanx.routing.stats import weights_by_expert
 
 Routers = Literal["shared", "block", "layer"]
 NormKind = Literal["shared", "per_expert"]
@@ -109,7 +110,7 @@ class MoEConv2d(FoldableLayer):
         """Every expert on every image, in one convolution."""
         outputs = self._conv(x, self.weight)
         outputs_BEC = outputs.view(len(x), self.num_experts, self.out_channels, *outputs.shape[2:])
-        return torch.einsum("bechw,be->bchw", outputs_BEC, assignment.weights_by_expert())
+        return torch.einsum("bechw,be->bchw", outputs_BEC, weights_by_expert(assignment.route))
 
 
 class ExpertNorm2d(RoutedLayer):

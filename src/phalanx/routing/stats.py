@@ -26,8 +26,13 @@ def load_per_expert(tree: RouteTree) -> list[Tensor]:
     return [_mean_weight(leaf) if leaf.experts.shape[1] == leaf.num_experts else _share(leaf) for leaf in leaves(tree)]
 
 
+def weights_by_expert(route: Route) -> Tensor:
+    """(B, E) the weight of each expert, zero where it is not selected; carries the weights' gradient."""
+    return torch.zeros_like(route.scores, dtype=route.weights.dtype).scatter(-1, route.experts, route.weights)
+
+
 def _mean_weight(leaf: Route) -> Tensor:
-    weights_BE = torch.zeros_like(leaf.scores, dtype=leaf.weights.dtype).scatter(-1, leaf.experts, leaf.weights)
+    weights_BE = weights_by_expert(leaf)
     return (weights_BE / weights_BE.sum(-1, keepdim=True)).mean(0)
 
 
