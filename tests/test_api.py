@@ -72,3 +72,19 @@ def test_mistakes_are_named(data: px.Splits, tmp_path: Path) -> None:
         px.evaluate(_mixture(data), data.test, norm="L3")
     with pytest.raises(InputError, match="protocol has no attack 'strongest'"):
         px.evaluate(_mixture(data), data.test, protocol="strongest")
+
+
+def test_evaluate_stops_goes_on_and_tells(data: px.Splits, tmp_path: Path) -> None:
+    class Sure(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.eye(10)[x.flatten(1).argmax(1) % 10]
+
+    with pytest.raises(InputError, match="answers with probabilities"):
+        px.evaluate(Sure(), data.test, protocol="fgsm", eps="1/16")
+    assert px.evaluate(Sure(), data.test, protocol="fgsm", eps="1/16", allow=["probabilities"]).n == 60
+    half = {"protocol": "pgd-2", "eps": "3/16", "out": tmp_path / "ledger.sqlite", "batch_size": 10}
+    begun = px.evaluate(_mixture(data), data.test, limits=px.Limits(seconds=1e-9), **half)
+    assert begun.n == 10 and not begun.finished
+    assert px.evaluate(_mixture(data), data.test, **half).finished
+    with pytest.warns(UserWarning, match="training mode"):
+        px.evaluate(_mixture(data).train(), data.test.first(2), protocol="fgsm", eps="1/16")

@@ -208,3 +208,21 @@ def test_a_verdict_that_the_file_does_not_reproduce_is_an_error(
 def test_an_attack_command_takes_one_attack(phalanx: Run, run: Path, tmp_path: Path) -> None:
     code, _, err = phalanx("attack", run, "--attack", "standard", "--out", tmp_path / "images")
     assert code == 2 and "--attack must be one attack, got 'standard', which is 4" in err
+
+
+def test_a_foreign_models_evaluation_is_reported(phalanx: Run, run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "theirs"
+    foreign = ["--model", "foreign_models:linear", "--data", "digits", "--eps", "1/32"]
+    evaluated(phalanx, folder, *foreign, "--protocol", SUITE, "--n", 20)
+    code, out, err = phalanx("report", folder)
+    assert code == 0, err
+    assert "foreign_models:linear" in out
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "650 parameters, made elsewhere" in page
+    # beside a run of our own
+    evaluated(phalanx, run / "evaluations" / "own", run, "--protocol", SUITE, "--n", 20)
+    code, out, err = phalanx("report", run, folder, "--out", tmp_path / "both")
+    assert code == 0, err
+    evaluated(phalanx, tmp_path / "apart", run, "--protocol", SUITE, "--n", 20)
+    code, _, err = phalanx("report", tmp_path / "apart")
+    assert code == 2 and "is the evaluation of a run; give the run's folder" in err

@@ -550,7 +550,7 @@ def test_the_rows_of_folders(study: tuple[Plan, Path, list[tuple[str, str]]], fi
     labels = ["AT", "dual, alpha 0.7", "joined", "ensemble of 2", "MixedNUTS", "as picked", "ST", "at, uniform gate"]
     labels += ["run fgsm+routing-2-best-all"]
     assert [row.label for row in rows] == labels
-    with pytest.raises(InputError, match="is no folder; give a study's or a run's folder"):
+    with pytest.raises(InputError, match="is no folder; give that of a study, a run"):
         find_rows([tmp_path / "nowhere"])
     with pytest.raises(InputError, match=r"nothing evaluated in .*; run phalanx evaluate RUN"):
         find_rows([tmp_path])

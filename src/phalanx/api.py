@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from phalanx import attacks, data, experts, methods, routing
 from phalanx.data import DataConfig, ImageSet, Splits, load_data
 from phalanx.errors import InputError
-from phalanx.evaluation import Evaluation, validation
+from phalanx.evaluation import Evaluation, Limits, validation
 from phalanx.evaluation import evaluate as _evaluate
 from phalanx.evaluation import protocol as _protocol
 from phalanx.experts import build_expert
@@ -32,6 +33,7 @@ __all__ = [
     "DualModel",
     "Evaluation",
     "ImageSet",
+    "Limits",
     "LinearRouter",
     "MLPRouter",
     "MixtureOfExperts",
@@ -148,12 +150,19 @@ def evaluate(
     batch_size: int = 64,
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
+    limits: Limits | None = None,
+    allow: Collection[str] = (),
+    notify: Callable[[str], None] = warnings.warn,
 ) -> Evaluation:
     """Clean and robust accuracy of any callable, images (B, C, H, W) in [0, 1] to logits (B, C).
 
     Args:
-        protocol: attacks joined by commas, such as "fgsm", "pgd-50x10" or "routing-50": every surface the model has.
+        protocol: attacks joined by commas, such as "fgsm", "pgd-50x10" or "routing-50": every surface the model has;
+            "standard", "plus" and "rand" are AutoAttack's versions.
         out: a ledger file that keeps every verdict and lets the same call continue; None keeps them in memory.
+        limits: how far this call goes, such as px.Limits(seconds=600); the result says whether it has `finished`.
+        allow: "probabilities", for a model that looks as if it answered with them and does not.
+        notify: hears what must be known about the model, such as random answers; by default a warning.
 
     Raises InputError for an unknown protocol, bad images or logits, or a ledger of another model, data or threat.
     """
@@ -169,4 +178,7 @@ def evaluate(
         seed=seed,
         device=device or "cpu",
         progress=progress,
+        limits=limits,
+        allow=allow,
+        notify=notify,
     )

@@ -136,7 +136,7 @@ def _row(
         # of a view its runs' may not be its own: another gate has another router
         parameters=counts.parameters if counts else sum(part.model.integer("parameters") for part in parts),
         counts=counts,
-        seed=material.run.config.integer("seed"),
+        seed=(material.bound if material.run is None else material.run.config).integer("seed"),
         weights=None if evaluation is None else evaluation.text("weights"),
         clean=book.clean,
         clean_invalid=book.clean_invalid,
@@ -150,7 +150,7 @@ def _row(
         classes=tuple(ClassRates(names[label], *rates) for label, rates in book.classes.items()),
         load=None if evaluation is None else evaluation.shares("load"),
         analysis=material.analysis,
-        curves=material.run.curves if material.kind is None else NO_CURVES,
+        curves=material.run.curves if material.run and material.kind is None else NO_CURVES,
         settings=_settings(material),
         data=_data(material),
         measurement=_measurement(material),
@@ -159,8 +159,8 @@ def _row(
 
 
 def _method(material: Material) -> str:
-    if material.kind is not None:
-        return material.kind
+    if material.run is None or material.kind is not None:
+        return str(material.kind)
     config = material.run.config
     return config.fields("method").text("name") if config.fields("training").integer("epochs") else UNTRAINED
 
@@ -168,7 +168,7 @@ def _method(material: Material) -> str:
 def _alpha(material: Material) -> float | None:
     if material.kind in ("dual", "mixed_nuts"):
         return None if material.view is None else material.view.share("alpha")
-    if material.kind is not None:
+    if material.run is None or material.kind is not None:
         return None
     model = material.run.config.fields("model")
     return model.share("alpha") if model.values.get("name") == "dual" else None
@@ -179,29 +179,36 @@ def _gate(material: Material) -> str | None:
 
 
 def _settings(material: Material) -> dict[str, Any]:
+    if material.run is None:
+        return flatten(material.bound.values)
     if material.kind is None:
         return flatten(material.run.config.values)
     joined = {} if material.view is None else {k: v for k, v in material.view.values.items() if k != "kind"}
     runs = {name or "run": run.config.values for name, run in material.parts.items()}
-    return flatten({**runs, material.kind: joined})
+    return flatten({**runs, str(material.kind): joined})
 
 
 def _class_names(material: Material) -> tuple[str, ...]:
     """The names that the data gave, and numbers where it gave none."""
-    names = material.run.model.fields("data").values.get("class_names") or []
+    names = _trained_on(material).get("class_names") or []
     analysed = 0 if material.analysis is None else len(material.analysis.counts)
     count = max(len(names), analysed, *(label + 1 for label in material.book.classes))
     return tuple(str(names[label]) if label < len(names) else str(label) for label in range(count))
 
 
+def _trained_on(material: Material) -> Mapping[str, Any]:
+    """What is known of the training data: nothing of a model that was made elsewhere."""
+    return {} if material.run is None else material.run.model.fields("data").values
+
+
 def _data(material: Material) -> dict[str, Any]:
-    data = material.run.model.fields("data").values
+    data = _trained_on(material)
     evaluated = {} if material.evaluation is None else material.evaluation.fields("data").values
     classes = data.get("class_names") or []
     return {
         "trained on": data.get("name"),
         "image shape (channels, height, width)": data.get("shape"),
-        "classes": len(classes),
+        "classes": len(classes) or None,
         "class names": classes,
         "mean per channel": data.get("mean"),
         "standard deviation per channel": data.get("std"),

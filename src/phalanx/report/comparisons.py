@@ -30,7 +30,7 @@ def tradeoffs(materials: Sequence[Material], rows: Sequence[Row]) -> tuple[Trade
         if material.kind == "dual" and material.view is not None:
             family = _Family(
                 standard=str(material.parts["standard"].folder.resolve()),
-                robust=str(material.run.folder.resolve()),
+                robust=str(material.parts["robust"].folder.resolve()),
                 mix=material.view.text("mix"),
                 weights=str(row.weights),
                 images=row.data["evaluated images (sha256)"],

@@ -52,6 +52,8 @@ def _data_names(rows: Sequence[Row]) -> str:
 
 def _architecture(row: Row) -> str:
     size = f"{row.parameters:,} parameters"
+    if row.is_foreign:
+        return size
     if row.is_dual:
         weight = "" if row.alpha is None else f" with weight {row.alpha:.6g} on its robust half"
         halves = " and ".join(mixture.text for mixture in row.mixtures)
@@ -72,6 +74,8 @@ def _mixture(mixture: Mixture) -> str:
 
 
 def _made(row: Row) -> str:
+    if row.is_foreign:
+        return "made elsewhere"
     if row.method == UNTRAINED:
         return "not trained here"
     return "put together from trained runs" if row.is_view else f"trained with method {row.method}"

@@ -58,7 +58,7 @@ def render_html(page: Page) -> str:
         intervals=intervals(page),
         tradeoffs=[tradeoff_plot(f"alpha-{number}", page, tradeoff) for number, tradeoff in enumerate(page.tradeoffs)],
         sweeps=[sweep_plot(f"sweep-{number}", page, sweep) for number, sweep in enumerate(page.sweeps)],
-        histories=[(row, history(f"run-{number}", row)) for number, row in enumerate(page.rows) if not row.is_view],
+        histories=[(row, history(f"run-{number}", row)) for number, row in enumerate(page.rows) if row.view is None],
         across=across_rows(page),
         analyses=[(row, of_row(row)) for row in page.rows if row.analysis is not None],
         attacks=_grid([attack.label for attack in page.attacks], [attack.spec for attack in page.attacks]),

@@ -12,6 +12,7 @@ from phalanx.report.analysis import Analysis, read_analysis
 from phalanx.report.book import Book, read_book
 from phalanx.report.curves import Curves, read_curves
 from phalanx.report.mixture import Mixture, mixtures_of
+from phalanx.report.page import FOREIGN
 from phalanx.report.records import Fields, read_object, read_record
 from phalanx.runs import Binding, RunFolder, read_metrics, verify_manifest
 from phalanx.runs.folder import RUN_NAME
@@ -30,8 +31,9 @@ class RowSource:
     """Where a row of the table comes from."""
 
     label: str
-    run: Path
-    """The training run's folder; of a model put together from several the last one's (a dual model's robust half)."""
+    run: Path | None
+    """The training run's folder; of a model put together from several the last one's (a dual model's robust half); None
+    for a model that was made elsewhere."""
     evaluation: Path
     """The folder that holds its ledger."""
     standard: Path | None = None
@@ -76,17 +78,22 @@ class Material:
     """Everything read for one row."""
 
     label: str
-    run: Training
+    run: Training | None
+    """None for a model that was made elsewhere."""
     others: Mapping[str, Training]
     """The other runs of a view, by what they become there."""
     evaluation: Fields | None
     """None if the evaluation did not end."""
     analysis: Analysis | None
     book: Book
+    bound: Fields
+    """Of a model made elsewhere what its evaluation is bound to; empty for a run."""
 
     @property
     def parts(self) -> dict[str, Training]:
         """The runs by what they become, a dual model's standard half first; the only one is called ""."""
+        if self.run is None:
+            return {}
         if not self.others:
             return {"": self.run}
         return {**self.others, "robust" if "standard" in self.others else f"member {len(self.others)}": self.run}
@@ -100,7 +107,9 @@ class Material:
 
     @property
     def kind(self) -> str | None:
-        """Of the view; where the evaluation did not end, what the runs tell of it."""
+        """Of the view; where the evaluation did not end, what the runs tell of it; `FOREIGN` without a run."""
+        if self.run is None:
+            return FOREIGN
         if self.view is not None:
             return self.view.text("kind")
         return None if not self.others else "dual" if "standard" in self.others else "ensemble"
@@ -116,12 +125,17 @@ def read_material(source: RowSource) -> Material:
         _check_view(evaluation, source)
     return Material(
         label=source.label,
-        run=_read_training(source.run),
+        run=None if source.run is None else _read_training(source.run),
         others={name: _read_training(run) for name, run in source.others.items()},
         evaluation=evaluation,
         analysis=read_analysis(source.evaluation / ANALYSIS_NAME),
         book=book,
+        bound=_bound(source.evaluation) if source.run is None else Fields("", {}),
     )
+
+
+def _bound(folder: Path) -> Fields:
+    return Fields(f"{folder / RUN_NAME}: config", RunFolder(folder).record()["config"])
 
 
 def _verify(folder: Path) -> None:
@@ -132,7 +146,7 @@ def _verify(folder: Path) -> None:
 
 def _read_training(folder: Path) -> Training:
     run = RunFolder(folder)
-    config = Fields(f"{folder / RUN_NAME}: config", run.record()["config"])
+    config = _bound(folder)
     _verify(folder)
     if "model" not in config.values:
         raise InputError(f"{config.where} has no model: the run was not made from a recipe, so it cannot be a row")

@@ -17,6 +17,8 @@ from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import JSON
 
 UNTRAINED = "none"
+FOREIGN = "foreign"
+"""The view of a model that was made elsewhere."""
 """The method of a run of no epochs: its weights came with it."""
 
 
@@ -61,7 +63,7 @@ class Row:
     """Of training, or `UNTRAINED`; for a model that is put together from runs its kind."""
     view: str | None
     """The kind of a model that is put together from runs, with no training of its own: "dual", "mixed_nuts",
-    "ensemble" or "gate"; None for a run as it is."""
+    "ensemble" or "gate"; `FOREIGN`; None for a run as it is."""
     gate: str | None
     """The gate that a mixture's experts were put behind."""
     mixtures: tuple[Mixture, ...]
@@ -125,7 +127,12 @@ class Row:
     @property
     def is_view(self) -> bool:
         """Whether it is put together from runs, with no training of its own."""
-        return self.view is not None
+        return self.view is not None and not self.is_foreign
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether it was made elsewhere."""
+        return self.view == FOREIGN
 
     @property
     def has_router(self) -> bool:
@@ -134,6 +141,8 @@ class Row:
     @property
     def architecture(self) -> str:
         """For example "4 x mlp, top-1", or of a dual model "dual 0.7: " and both halves, the standard one first."""
+        if self.is_foreign:
+            return "made elsewhere"
         if self.view == "ensemble":
             counted = Counter(mixture.text for mixture in self.mixtures)
             return "mean of " + " + ".join(f"{count} x ({text})" for text, count in counted.items())

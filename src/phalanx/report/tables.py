@@ -142,7 +142,7 @@ def to_json(page: Page) -> dict[str, Any]:
 
 def _row_json(row: Row, page: Page) -> dict[str, Any]:
     # a dual model's halves may differ in them
-    single = None if row.is_dual else row.mixtures[0]
+    single = None if row.is_dual or row.is_foreign else row.mixtures[0]
     return {
         "label": row.label,
         "status": row.status,

@@ -28,7 +28,9 @@ def find_rows(paths: list[Path]) -> list[RowSource]:
 
 def _rows_in(path: Path) -> list[RowSource]:
     if not path.is_dir():
-        raise InputError(f"{path} is no folder; give a study's or a run's folder")
+        raise InputError(f"{path} is no folder; give that of a study, a run or a model's evaluation")
+    if (path / EVALUATION_NAME).is_file():
+        return [_row(path, None, path.name)]
     own = [_row(folder, path, f"{path.name} {folder.name}") for folder in _evaluated(path / "evaluations", "*")]
     inside = []
     for folder in _evaluated(path, "*" + EVALUATION_SUFFIX):
@@ -41,9 +43,14 @@ def _evaluated(folder: Path, pattern: str) -> list[Path]:
     return [found for found in sorted(folder.glob(pattern)) if (found / EVALUATION_NAME).is_file()]
 
 
-def _row(evaluation: Path, run: Path, name: str) -> RowSource:
+def _row(evaluation: Path, run: Path | None, name: str) -> RowSource:
     label = str(read_object(evaluation / EVALUATION_NAME, missing="").values.get("label") or name)
-    record = RunFolder(evaluation).record()["config"].get("view")
+    bound = RunFolder(evaluation).record()["config"]
+    record = bound.get("view")
+    if "model" in bound:
+        return RowSource(label, None, evaluation)
+    if run is None:
+        raise InputError(f"{evaluation} is the evaluation of a run; give the run's folder or the study's")
     if record is None:
         return RowSource(label, run, evaluation)
     view = load_recipe(Viewing, None, values={"view": record}).value.view
