@@ -10,7 +10,7 @@ from routing_samples import Waits
 from torch import Tensor
 
 from phalanx.routing import Route
-from phalanx.routing.assignment import Assignment, inverse, scaled
+from phalanx.routing.assignment import Assignment, Side, inverse, scaled
 
 FACTORS = (2.0, 3.0, 5.0)
 FUNCTIONS: list[Callable[[Tensor], Tensor]] = [lambda x, factor=factor: factor * x for factor in FACTORS]
@@ -90,14 +90,15 @@ def test_each_function_runs_once_on_its_rows() -> None:
 
 def test_a_unit_weights_gradient_is_that_of_the_product() -> None:
     chosen = torch.tensor([[2], [0], [2]])
-    for gated in (True, False):
+    sides: tuple[Side | None, ...] = ("input", "output", None)
+    for gated in sides:
         weights = torch.ones(3, 1, dtype=torch.float64, requires_grad=True)
         x = column(1, 10, 100).requires_grad_()
         given = Route(torch.zeros(3, 3), chosen, weights)
         y = Assignment.of(given).mix(x, FUNCTIONS, gated=gated)
         found = torch.autograd.grad((y * column(1, 2, 3)).sum(), [x, weights], allow_unused=True)
         assert found[0] is not None and found[0].flatten().tolist() == [5, 4, 15]
-        if gated:
+        if gated is not None:
             # dL/dy times y
             assert found[1] is not None and found[1].flatten().tolist() == [5, 2 * 20, 3 * 500]
         else:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch.autograd.function import once_differentiable
 
 from phalanx.routing.route import Route
 from phalanx.routing.stats import assignment_counts, weights_by_expert
+
+Side: TypeAlias = Literal["input", "output"]
 
 
 class _UnitGate(torch.autograd.Function):
@@ -83,21 +85,28 @@ class Assignment:
                 yield rows, Assignment(_rows(self.route, rows), sizes, None, self.unit)
             start += size
 
-    def mix(self, x: Tensor, functions: Sequence[Callable[[Tensor], Tensor]], *, gated: bool = True) -> Tensor:
+    def mix(
+        self, x: Tensor, functions: Sequence[Callable[[Tensor], Tensor]], *, gated: Side | None = "input"
+    ) -> Tensor:
         """sum_k weights[:, k] * functions[experts[:, k]](x), each function once on the rows x (B, ...) of its expert.
 
-        The functions are linear, and may add a constant where all weights are exactly 1; then such a weight's gradient
-        can be taken at x, <dL/dx, x> = <dL/dy, y> for the linear part y. With `gated` False, for functions that are
-        not, a weight that is exactly 1 passes no gradient to the gate.
+        The functions are linear, and may add a constant where all weights are exactly 1. `gated` says where such a
+        weight's gradient is taken, which is the same on both sides: <dL/dx, x> = <dL/dy, y> for the linear part y, at
+        the "output" only if no constant is added. With None, for functions that are not linear, a weight that is
+        exactly 1 passes no gradient to the gate.
         """
         if not self.sizes:
             weights_EB = weights_by_expert(self.route).unbind(1)
             return torch.stack(
                 [scaled(function(x), weights_B) for function, weights_B in zip(functions, weights_EB, strict=True)]
             ).sum(0)
-        if self.unit and gated and self.route.weights.requires_grad and torch.is_grad_enabled():
+        if not (self.unit and self.route.weights.requires_grad and torch.is_grad_enabled()):
+            gated = None
+        if gated == "input":
             x = _UnitGate.apply(x, self.route.weights[:, 0])
         y = self._grouped(x, functions)
+        if gated == "output":
+            y = _UnitGate.apply(y, self.route.weights[:, 0])
         if self.unit:
             return y
         y = scaled(y, self.route.weights.flatten())

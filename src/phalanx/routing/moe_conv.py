@@ -100,7 +100,9 @@ class MoEConv2d(FoldableLayer):
             y = self._all(x, assignment)
         else:
             convolutions = [partial(self._conv, weight=weight, bias=bias) for weight in self.slices()]
-            y = assignment.mix(x, convolutions)
+            # the smaller side; a folded shift is no part of what the gate multiplies
+            shrinks = self.out_channels < self.in_channels * self.stride**2
+            y = assignment.mix(x, convolutions, gated="output" if shrinks and self.shift is None else "input")
         return y if self.shift is None or assignment.unit else y + self.shift[:, None, None]
 
     def _conv(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -128,7 +130,7 @@ class ExpertNorm2d(RoutedLayer):
         """(B, C, H, W) to the same shape."""
         assignment: Assignment = plan.at(self.site, x)
         # the gate's gradient belongs to the convolutions: a normalised output would give it a second time
-        return assignment.mix(x, [partial(_normalise, norm) for norm in self.norms], gated=False)
+        return assignment.mix(x, [partial(_normalise, norm) for norm in self.norms], gated=None)
 
 
 def _normalise(norm: nn.Module, x: Tensor) -> Tensor:
