@@ -1,6 +1,7 @@
 # make quickstart   environment, install, train and attack two mixtures on real images, the path of the report
 # make test         lint, types, tests: what CI runs
-# make slow, make nightly, make bench: what takes longer
+# make slow, make nightly, make bench: what takes longer; nightly measures AutoAttack's parity on 500 images of the
+# CIFAR-10 folder in $PHALANX_CIFAR10, if that is set
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -29,6 +30,8 @@ slow: $(VENV)/installed
 
 nightly: $(VENV)/installed
 	$(BIN)/pytest -n 2 -m nightly
+	if [ -n "$$PHALANX_CIFAR10" ]; then \
+	  $(BIN)/python benchmarks/autoattack.py --images 500 --rounds 1 --saving-rounds 1 --out runs/nightly; fi
 
 bench: $(VENV)/installed
 	$(BIN)/python benchmarks/dispatch.py

@@ -371,6 +371,8 @@ def main() -> None:
     _, data = right_images(last, images, chosen.images)
     saved = savings(last, data, THREATS["Linf"], chosen.saving_rounds)
     write_record(record(found, saved, "standard", chosen.images, chosen.rounds), chosen.out)
+    if weak := [name for name, one in found.items() if one.lost > MOST_LOST or one.weaker > MOST_WEAKER]:
+        raise SystemExit(f"ours leaves standing what theirs breaks: {', '.join(weak)}")
 
 
 if __name__ == "__main__":
