@@ -1,6 +1,7 @@
 """What the square attack tries next: a square of corners of the ball (Linf), or a window with a bump (L2, L1)."""
 
-# A samples still attacked, C channels, H height, W width, S side of the square, R x K tiles, N random numbers
+# A samples still attacked, C channels, H height, W width, P = H W, S side of the square, Q = S S, R x K tiles,
+# N random numbers
 
 from __future__ import annotations
 
@@ -24,18 +25,6 @@ def _signs(uniform: Tensor) -> Tensor:
     return (uniform < 0.5) * 2 - 1
 
 
-def _offsets(uniform_A: Tensor, length: int, side: int) -> Tensor:
-    """(A, length) the position of each row (or column) within a square of this side, which is placed at random."""
-    first_A1 = (uniform_A[:, None] * (length - side + 1)).long()
-    return torch.arange(length, device=uniform_A.device) - first_A1
-
-
-def _mask(rows_AH: Tensor, columns_AW: Tensor, side: int) -> Tensor:
-    """(A, 1, H, W) which pixels are in the square."""
-    inside_AH, inside_AW = (((line >= 0) & (line < side)) for line in (rows_AH, columns_AW))
-    return (inside_AH[:, :, None] & inside_AW[:, None, :])[:, None]
-
-
 @dataclass(frozen=True)
 class Corners:
     """Linf (Andriushchenko et al. 2020, Algorithm 2): in a square every channel moves to one end of its range."""
@@ -57,10 +46,10 @@ class Corners:
 
     def moved(self, best: Tensor, x: Tensor, side: int, uniform_AN: Tensor) -> Tensor:
         """(A, C, H, W) the best points with one square of each at -eps or eps, a sign for each channel."""
-        rows_AH = _offsets(uniform_AN[:, 0], x.shape[2], side)
-        columns_AW = _offsets(uniform_AN[:, 1], x.shape[3], side)
-        corner = x + self.threat.epsilon * _signs(uniform_AN[:, 2:])[:, :, None, None]
-        return self.threat.project(torch.where(_mask(rows_AH, columns_AW, side), corner, best), x)
+        square = _Patch.drawn(uniform_AN[:, :2], x.shape[2:], side)
+        clean_ACQ = square.read(x.flatten(2))
+        corner_ACQ = clean_ACQ + self.threat.epsilon * _signs(uniform_AN[:, 2:])[..., None]
+        return square.write(best.flatten(2), self.threat.project(corner_ACQ, clean_ACQ)).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -98,40 +87,40 @@ class Windows:
         return self._placed(x, F.pad(grid, margins))
 
     def moved(self, best: Tensor, x: Tensor, side: int, uniform_AN: Tensor) -> Tensor:
-        """(A, C, H, W) the best points with one window of each emptied into another."""
-        height, width = x.shape[2:]
-        delta = best - x
-        rows_AH, columns_AW = (_offsets(uniform_AN[:, n], length, side) for n, length in ((0, height), (1, width)))
-        emptied_rows_AH, emptied_columns_AW = (
-            _offsets(uniform_AN[:, n], length, side) for n, length in ((2, height), (3, width))
-        )
-        window, emptied = _mask(rows_AH, columns_AW, side), _mask(emptied_rows_AH, emptied_columns_AW, side)
-        # the bump where the window is; elsewhere the index is any, and masked
-        row_AH1, column_A1W = rows_AH.clamp(0, side - 1)[:, :, None], columns_AW.clamp(0, side - 1)[:, None, :]
-        bump_SS = self.bumps[side]
-        upright_A11 = (uniform_AN[:, 4] < 0.5)[:, None, None]
-        bump_AHW = torch.where(upright_A11, bump_SS[row_AH1, column_A1W], bump_SS[column_A1W, row_AH1])
-        bump = bump_AHW[:, None] * _signs(uniform_AN[:, 5:])[:, :, None, None]
-        held = torch.where(window, delta, 0)
-        shape = torch.where(window, bump + held / _sizes(held, self.order), 0)
-        new = shape / _sizes(shape, self.order) * self._budget(delta, window | emptied)
-        return self._placed(x, torch.where(window, new, delta.masked_fill(emptied, 0)))
+        """(A, C, H, W) the best points with one window of each emptied into another.
 
-    def _budget(self, delta: Tensor, windows: Tensor) -> Tensor:
-        """(A, C, 1, 1) the norm that a channel of the window may have: what both windows hold, and its part of what the
+        Only the pixels of the two windows are computed: late squares are small.
+        """
+        delta = best - x
+        delta_ACP, shape = delta.flatten(2), x.shape[2:]
+        window, emptied = _Patch.drawn(uniform_AN[:, :2], shape, side), _Patch.drawn(uniform_AN[:, 2:4], shape, side)
+        held_ACQ = window.read(delta_ACP)
+        gone_ACQ = emptied.read(delta_ACP).masked_fill(emptied.inside(window)[:, None], 0)
+        bump_SS = self.bumps[side]
+        bump_AQ = torch.where(uniform_AN[:, 4:5] < 0.5, bump_SS.flatten(), bump_SS.T.flatten())
+        shape_ACQ = bump_AQ[:, None] * _signs(uniform_AN[:, 5:])[:, :, None] + held_ACQ / _lengths(held_ACQ, self.order)
+        new_ACQ = shape_ACQ / _lengths(shape_ACQ, self.order) * self._budget(delta_ACP, held_ACQ, gone_ACQ)
+        moved_ACP = window.write(emptied.write(delta_ACP, torch.zeros_like(gone_ACQ)), new_ACQ)
+        return self._placed(x, moved_ACP.reshape(x.shape))
+
+    def _budget(self, delta_ACP: Tensor, held_ACQ: Tensor, gone_ACQ: Tensor) -> Tensor:
+        """(A, C, 1) the norm that a channel of the window may have: what both windows hold, and its part of what the
         ball leaves unused. In L1 times C: the projection that follows makes the image sparser instead."""
-        order, channels = self.order, delta.shape[1]
-        used = delta.abs().pow(order).sum((1, 2, 3), keepdim=True)
-        unused = (self.threat.epsilon**order - used).clamp_min(0)
-        held = torch.where(windows, delta, 0).abs().pow(order).sum((2, 3), keepdim=True)
-        budget: Tensor = (unused / channels + held).pow(1 / order)
+        order, channels = self.order, delta_ACP.shape[1]
+        used_A1 = torch.linalg.vector_norm(delta_ACP.flatten(1), ord=order, dim=1, keepdim=True).pow(order)
+        unused_A11 = (self.threat.epsilon**order - used_A1).clamp_min(0)[..., None]
+        both_ACQ = torch.cat([held_ACQ, gone_ACQ], -1)
+        held_AC1 = torch.linalg.vector_norm(both_ACQ, ord=order, dim=-1, keepdim=True).pow(order)
+        budget: Tensor = (unused_A11 / channels + held_AC1).pow(1 / order)
         return budget if order == 2 else budget * channels
 
     def _placed(self, x: Tensor, delta: Tensor) -> Tensor:
         """The images moved by `delta`: in L2 stretched to eps and clipped, in L1 projected."""
-        if self.order == 2:
-            delta = delta * (self.threat.epsilon / delta.flatten(1).norm(dim=1).clamp_min(1e-12))[:, None, None, None]
-        return self.threat.project(x + delta, x)
+        if self.order == 1:
+            return self.threat.project(x + delta, x)
+        # clipping to a range that holds x leaves the ball to no pixel
+        scale_A = self.threat.epsilon / delta.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return torch.addcmul(x, delta, scale_A[:, None, None, None]).clamp_(0, 1)
 
 
 def windows(threat: ThreatModel, x: Tensor, sides: Iterable[int]) -> Windows:
@@ -145,10 +134,55 @@ def _tile_side(shape: Sequence[int]) -> int:
     return max(min(shape[1:]) // _TILES, 1)
 
 
+@dataclass(frozen=True)
+class _Patch:
+    """A square of pixels of each image."""
+
+    rows_AS: Tensor
+    columns_AS: Tensor
+    width: int
+    """Of the images."""
+
+    @classmethod
+    def drawn(cls, uniform_A2: Tensor, shape: Sequence[int], side: int) -> _Patch:
+        """Placed at random in images of `shape` (H, W)."""
+        along_S = torch.arange(side, device=uniform_A2.device)
+        rows_AS, columns_AS = (
+            (uniform_A2[:, axis, None] * (length - side + 1)).long() + along_S for axis, length in enumerate(shape)
+        )
+        return cls(rows_AS, columns_AS, shape[1])
+
+    @property
+    def pixels_A1Q(self) -> Tensor:
+        """Their places in a flattened channel."""
+        return (self.rows_AS[:, :, None] * self.width + self.columns_AS[:, None, :]).flatten(1)[:, None]
+
+    def read(self, image_ACP: Tensor) -> Tensor:
+        """(A, C, Q) the square's pixels."""
+        return image_ACP.gather(2, self.pixels_A1Q.expand(-1, image_ACP.shape[1], -1))
+
+    def write(self, image_ACP: Tensor, values_ACQ: Tensor) -> Tensor:
+        """(A, C, P) the images with these values in the square."""
+        return image_ACP.scatter(2, self.pixels_A1Q.expand(-1, image_ACP.shape[1], -1), values_ACQ)
+
+    def inside(self, other: _Patch) -> Tensor:
+        """(A, Q) bool: which of its pixels are in the other's square, too."""
+        row_AS, column_AS = (
+            (mine >= theirs[:, :1]) & (mine <= theirs[:, -1:])
+            for mine, theirs in ((self.rows_AS, other.rows_AS), (self.columns_AS, other.columns_AS))
+        )
+        return (row_AS[:, :, None] & column_AS[:, None, :]).flatten(1)
+
+
 def _sizes(values: Tensor, order: int) -> Tensor:
     """(..., 1, 1) the norm of each channel (..., H, W), kept from 0."""
     size: Tensor = torch.linalg.vector_norm(values, ord=order, dim=(-2, -1), keepdim=True).clamp_min(1e-12)
     return size
+
+
+def _lengths(values_ACQ: Tensor, order: int) -> Tensor:
+    """(A, C, 1) the norm of each channel's pixels, kept from 0."""
+    return _sizes(values_ACQ[..., None], order)[..., 0]
 
 
 def _bump(side: int, order: int, like: Tensor) -> Tensor:
