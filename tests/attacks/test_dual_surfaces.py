@@ -74,7 +74,7 @@ def test_what_a_half_loses_is_judged_on_the_whole() -> None:
     assert PGD(eps=0.5, steps=10, surface="robust").run(halves(1.0), X, Y).broken.all()
 
 
-@pytest.mark.parametrize("name", ["standard", "robust", "halves"])
+@pytest.mark.parametrize("name", ["standard", "robust", "halves", "geometric", "softened-t3"])
 def test_another_model_has_no_halves(name: str) -> None:
     attack = JointMargin(eps=0.1, steps=2) if name == "halves" else PGD(eps=0.1, steps=2, surface=name)
     with pytest.raises(InputError, match=f"surface '{name}' is for a DualModel, and MixtureOfExperts has no"):
@@ -159,3 +159,33 @@ def test_evaluated_on_digits(mix: str) -> None:
     assert {row.surface for row in result.rows if row.attack == "pgd-5@robust"} == {"robust"}
     again = px.evaluate(model, data.test, protocol="pgd-5@robust,routing-3", eps="3/16", batch_size=7)
     assert again.robust_acc == result.robust_acc
+
+
+def test_stand_ins_for_the_mixture_are_what_their_formulas_say() -> None:
+    model, x = halves(0.9).double(), X
+    standard, robust = model.standard(x), model.robust(x)
+    geometric = SURFACES["geometric"](model, x, x, None).logits
+    torch.testing.assert_close(geometric, 0.1 * standard + 0.9 * robust)
+    for temperature in (1, 3, 10):
+        expected = (0.1 * (standard / temperature).softmax(-1) + 0.9 * robust.softmax(-1)).log()
+        torch.testing.assert_close(SURFACES[f"softened-t{temperature}"](model, x, x, None).logits, expected)
+    # at T = 1 it is the model
+    torch.testing.assert_close(SURFACES["softened-t1"](model, x, x, None).logits, model(x))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_stand_ins_where_one_half_alone_counts(alpha: float) -> None:
+    model = halves(alpha)
+    for name in ("geometric", "softened-t3"):
+        assert SURFACES[name](model, X, X, None).logits.isfinite().all()
+    one = model.robust(X).log_softmax(-1) if alpha else (model.standard(X) / 3).log_softmax(-1)
+    torch.testing.assert_close(SURFACES["softened-t3"](model, X, X, None).logits, one)
+
+
+def test_a_sure_standard_half_has_a_gradient_once_softened() -> None:
+    model = DualModel(single(reads(0, 1000.0)), single(reads(1, 0.5)), 0.5).float()
+    x = X.float()
+    for name, seen in (("whole", False), ("softened-t10", True), ("geometric", True)):
+        leaf = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(SURFACES[name](model, leaf, x, None).logits[:, 0].sum(), leaf)
+        assert bool((gradient[..., 0].abs() > 1e-4).any()) == seen, name

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from phalanx.attacks import PGD, SURFACES, Found, RouteSteering
+from phalanx.attacks import APGD, PGD, SURFACES, ExpertTransfer, Found, RouteSteering
 from phalanx.attacks.objectives import OBJECTIVES, STEER_HINGE
-from phalanx.routing import MixtureOfExperts, Route, Routed, dense, only, pin
+from phalanx.attacks.routing_attacks import combinations
+from phalanx.attacks.surfaces import named_experts
+from phalanx.attacks.target import Target
+from phalanx.routing import DualModel, DualRoute, MixtureOfExperts, Route, Routed, dense, leaves, only, pin
 
 # B batch, E experts, D pixels
 
@@ -149,6 +152,8 @@ def test_steer_by_hand() -> None:
         ({"steps": 0}, "steps must be at least 1"),
         ({"classes": -1}, "classes must be at least 0"),
         ({"step_size": "1/0"}, "step_size must be"),
+        ({"search_rule": "adam"}, "search_rule must be pgd or apgd, got 'adam'"),
+        ({"search_rule": "apgd", "step_size": 0.1}, "step_size is 0.1, but Auto-PGD finds its own"),
     ],
 )
 def test_mistakes(arguments: dict[str, object], message: str) -> None:
@@ -159,3 +164,110 @@ def test_mistakes(arguments: dict[str, object], message: str) -> None:
 def test_found_keeps_its_shape(flawed: MixtureOfExperts) -> None:
     found = RouteSteering(eps=0.1, steps=3).search(flawed, X, Y)
     assert isinstance(found, Found) and all(len(field) == 4 for field in found)
+
+
+# -- Auto-PGD, combinations of gates, straight-through, experts ---------------------------------------------------
+
+
+def test_steering_by_apgd_reaches_as_far(flawed: MixtureOfExperts) -> None:
+    attack = RouteSteering(eps=0.061, steps=20, search_rule="apgd")
+    assert attack.run(flawed, X, Y).broken.all()
+    assert not RouteSteering(eps=0.059, steps=20, search_rule="apgd").run(flawed, X, Y).broken.any()
+    combined = RouteSteering(eps=0.061, steps=20, search_rule="apgd", combine=True).run(flawed, X, Y)
+    # of one gate the combinations are its experts
+    assert combined.broken.all() and torch.equal(combined.restart, attack.run(flawed, X, Y).restart)
+
+
+def test_a_search_by_pgd_is_what_it_was_in_a_ledger() -> None:
+    spec = RouteSteering(eps=0.1).spec()
+    assert "search_rule" not in spec and "combine" not in spec
+    both = RouteSteering(eps=0.1, search_rule="apgd", combine=True).spec()
+    assert both == {**spec, "search_rule": "apgd", "combine": True}
+
+
+def test_the_expert_that_answers_already_is_attacked_too() -> None:
+    """Expert 0 answers and no other can be reached: steering must break it none the less."""
+    weak, other = [[-1.0, 0.0], [1.0, 0.0]], [[-10.0, 0.0], [10.0, 0.0]]
+    model = MixtureOfExperts(Scores([[0.0, 100.0], [0.0, -100.0]]), [Answers(weak), Answers(other)], top_k=1)
+    x = X.clone()
+    x[..., 1] = 1.0
+    for combine in (False, True):
+        result = RouteSteering(eps=0.42, steps=20, combine=combine).run(model, x, Y)
+        assert result.flipped is not None and not result.flipped.any()
+        assert result.broken.all() and (result.restart == 0).all()
+
+
+def test_combinations_of_gates() -> None:
+    assert combinations([3]) == [(0,), (1,), (2,)]
+    assert len(combinations([4, 4])) == 16 and len(set(combinations([4, 4]))) == 16
+    # too many: together, then each alone; a gate of one expert has nothing to be forced to
+    found = combinations([2, 3, 2, 2, 1])
+    assert found[:3] == [(0, 0, 0, 0, 0), (1, 1, 1, 1, None), (None, 2, None, None, None)]
+    assert len(found) == 3 + (2 + 3 + 2 + 2) - 1 and all(len(choice) == 5 for choice in found)
+    assert (None, None, 1, None, None) in found
+
+
+def test_forced_gates_answer_and_the_others_decide(flawed: MixtureOfExperts) -> None:
+    model = DualModel(flawed, MixtureOfExperts(None, [Answers([[-1.0, 0.0], [1.0, 0.0]])]), 0.5)
+    x_adv = (X + 0.02).requires_grad_()
+    clean = model.routed(X)
+    named = Routed(clean.logits, named_experts(clean.route, (1, None)))
+    found = SURFACES["forced"](model, x_adv, X, named)
+    gates = model.gate(x_adv)
+    expected = model.routed(x_adv, DualRoute(only(gates.standard, 1), gates.robust))
+    assert torch.equal(found.logits, expected.logits)
+    # only the gate that is steered is in the route, with a gradient in its scores
+    (leaf,) = leaves(found.route)
+    assert torch.equal(leaf.scores, gates.standard.scores) and leaf.scores.requires_grad
+    target = Target(model, model, "forced", "steer", X, Y, clean=named)
+    part = target[torch.tensor([2, 0])]
+    assert torch.equal(part.look(x_adv[[2, 0]]).gain, target.look(x_adv).gain[[2, 0]])
+
+
+def test_every_combination_of_two_halves_is_tried() -> None:
+    """Either half alone holds the answer; only with S's second expert and R's first one does the mixture err."""
+    right, wrong, unsure = [[-20.0, 0.0], [20.0, 0.0]], [[20.0, 0.0], [-20.0, 0.0]], [[-0.1, 0.0], [0.1, 0.0]]
+    router = [[0.0, 50.0], [0.0, -50.0]]
+    standard = MixtureOfExperts(Scores(router), [Answers(right), Answers(wrong)], top_k=1)
+    # of R the first expert is the unsure one, and answers at the other side of the same boundary
+    robust = MixtureOfExperts(Scores([[0.0, -50.0], [0.0, 50.0]]), [Answers(unsure), Answers(right)], top_k=1)
+    model = DualModel(standard, robust, 0.6)
+    assert torch.equal(model(X).argmax(-1), Y)
+    steered = RouteSteering(eps=0.07, steps=20, combine=True).run(model, X, Y)
+    assert steered.broken.all() and (steered.restart[steered.first_success >= 20] == 2).all()
+
+
+def test_straight_through_is_the_deployed_answer_with_a_soft_gradient(flawed: MixtureOfExperts) -> None:
+    leaf = X.clone().requires_grad_()
+    found = SURFACES["straight-through"](flawed, leaf, X, None)
+    assert torch.equal(found.logits, flawed(X))
+    (gradient,) = torch.autograd.grad(found.logits[:, 0].sum(), leaf)
+    other = X.clone().requires_grad_()
+    (soft,) = torch.autograd.grad(flawed.routed(other, dense(flawed.gate(other))).logits[:, 0].sum(), other)
+    assert torch.equal(gradient, soft) and (gradient.flatten(1) != 0).all()
+    # it is seen as an error wherever the deployed model errs, without asking again
+    attack = APGD(eps=0.1, steps=10, surface="straight-through")
+    assert attack.run(flawed, X, Y).broken.all()
+
+
+def test_what_breaks_an_expert_may_carry_over() -> None:
+    """Expert 0 answers and has no gradient at all; expert 1, of the same mistakes, shows the way."""
+
+    class Rounded(Answers):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward((x.detach() * 20).round() / 20)
+
+    weights = [[-1.0, 0.0], [1.0, 0.0]]
+    model = MixtureOfExperts(Scores([[0.0, 1.0], [0.0, -1.0]]), [Rounded(weights), Answers(weights)], top_k=1)
+    x = X.clone()
+    x[..., 1] = 1.0
+    whole = APGD(eps=0.45, steps=10, surface="pinned").run(model, x, Y)
+    assert not whole.broken.any() and whole.zero_gradient.all()
+    result = ExpertTransfer(eps=0.45, steps=10).run(model, x, Y)
+    assert result.broken.all() and (result.restart == 1).all()
+
+
+@pytest.mark.parametrize("arguments", [{"search_rule": "pgd"}, {"classes": 2}, {"surface": "dense"}])
+def test_mistakes_of_expert_transfer(arguments: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="of expert transfer is fixed"):
+        ExpertTransfer(eps=0.1, **arguments)  # type: ignore[arg-type]

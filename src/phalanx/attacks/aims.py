@@ -1,16 +1,18 @@
 """What an attack with several aims does: one search after the other, each on the samples that none before has lost."""
 
-# A samples given to the search, C classes
+# A samples given to the search
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from phalanx.attacks.apgd import APGD
 from phalanx.attacks.base import Attack
 from phalanx.attacks.pgd import PGD
 from phalanx.attacks.target import Target
@@ -20,7 +22,7 @@ from phalanx.rng import SampleRng
 
 @dataclass(frozen=True, kw_only=True)
 class AimedAttack(Attack):
-    """A PGD search for each of several aims. A subclass names them; `restart` of a result counts them.
+    """A search for each of several aims. A subclass names them; `restart` of a result counts them.
 
     A sample that none breaks keeps the perturbation of the first aim.
     """
@@ -29,7 +31,9 @@ class AimedAttack(Attack):
     steps: int = 50
     """Gradient steps for each aim."""
     step_size: float | str | None = None
-    """Length of a step in pixel units; by default eps / 4."""
+    """Length of a step of PGD in pixel units; by default eps / 4."""
+    search_rule: Literal["pgd", "apgd"] = "pgd"
+    """How each aim is searched for: steps of one length, or Auto-PGD's, whose length follows from how it fares."""
     classes: int = 0
     """Aim at the most likely wrong classes of the clean image, so many, one after the other."""
 
@@ -37,6 +41,10 @@ class AimedAttack(Attack):
         super().__post_init__()
         if self.classes < 0:
             raise ValueError(f"classes must be at least 0, got {self.classes}")
+        if self.search_rule not in ("pgd", "apgd"):
+            raise ValueError(f"search_rule must be pgd or apgd, got {self.search_rule!r}")
+        if self.search_rule == "apgd" and self.step_size is not None:
+            raise ValueError(f"step_size is {self.step_size!r}, but Auto-PGD finds its own; leave one of them out")
         # checks steps and step_size
         self._search()
 
@@ -52,7 +60,16 @@ class AimedAttack(Attack):
     def gradient_steps(self) -> int:
         return self.steps
 
-    def _search(self) -> PGD:
+    def spec(self) -> dict[str, Any]:
+        """A search by PGD goes without saying: ledgers from before there was another stay readable."""
+        found = super().spec()
+        if self.search_rule == "pgd":
+            del found["search_rule"]
+        return found
+
+    def _search(self) -> Attack:
+        if self.search_rule == "apgd":
+            return APGD(eps=self.eps, norm=self.norm, steps=self.steps)
         return PGD(
             eps=self.eps,
             norm=self.norm,
@@ -92,13 +109,3 @@ def _merged(found: Found, rows: Tensor, part: Found, attempt: int, *, steps_befo
     )
     merged = (whole.index_copy(0, rows[won], new[won].to(whole.dtype)) for whole, new in zip(found, part, strict=True))
     return Found(*merged)._replace(queries=queries)
-
-
-def wrong_classes(target: Target, count: int) -> list[Tensor]:
-    """(A,) int64 the most likely wrong class of each clean image, the second most likely, ...: `count` of them, or
-    all C - 1 for 0."""
-    assert target.clean is not None
-    logits_AC = target.clean.logits.scatter(-1, target.y[:, None], float("-inf"))
-    order_AC = logits_AC.argsort(-1, descending=True)
-    wrong = logits_AC.shape[1] - 1
-    return [order_AC[:, rank] for rank in range(min(count or wrong, wrong))]

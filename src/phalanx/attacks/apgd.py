@@ -12,13 +12,12 @@ from typing import Literal, Self
 
 from torch import Tensor
 
-from phalanx.attacks.aims import wrong_classes
 from phalanx.attacks.autopgd import MakePace, MomentumPace, walk
 from phalanx.attacks.autopgd_l1 import SparsePace, phases
 from phalanx.attacks.base import Attack
 from phalanx.attacks.objectives import fallback
 from phalanx.attacks.pgd import averaged
-from phalanx.attacks.target import Climb, Target
+from phalanx.attacks.target import Climb, Target, wrong_classes
 from phalanx.attacks.tracker import Found, Tracker
 from phalanx.rng import SampleRng
 

@@ -24,6 +24,10 @@ from phalanx.routing import Routed, RouteTree, flipped, routed
 from phalanx.threat import Norm, ThreatModel, check_radius, parse_epsilon
 
 
+VERDICT_QUERIES = 2
+"""Of a result's queries, those that judge: of the clean image, and of the perturbed one."""
+
+
 class AttackResult(NamedTuple):
     """One row per sample of the batch, B in all. Verdicts are the real model's, in its own precision (no autocast)."""
 
@@ -311,7 +315,7 @@ class Attack(ABC):
             clean_predicted=clean.logits.argmax(-1),
             flipped=None if clean.route is None or attacked.route is None else flipped(clean.route, attacked.route),
             loss=found.loss,
-            queries=found.queries + 2,
+            queries=found.queries + VERDICT_QUERIES,
             first_success=first_success.masked_fill(~(broken | invalid), -1),
             restart=found.restart,
             zero_gradient=found.zero_gradient,

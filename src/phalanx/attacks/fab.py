@@ -12,13 +12,12 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from phalanx.attacks.aims import wrong_classes
 from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.base import Attack
 from phalanx.attacks.fab_projection import onto_hyperplane
 from phalanx.attacks.nearest import Nearest
 from phalanx.attacks.surfaces import SURFACES
-from phalanx.attacks.target import Target
+from phalanx.attacks.target import Target, wrong_classes
 from phalanx.attacks.tracker import Found
 from phalanx.rng import SampleRng
 from phalanx.threat import Norm

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from phalanx.attacks.aims import AimedAttack, wrong_classes
-from phalanx.attacks.target import Target
+from phalanx.attacks.aims import AimedAttack
+from phalanx.attacks.target import Target, wrong_classes
 
 
 @dataclass(frozen=True, kw_only=True)

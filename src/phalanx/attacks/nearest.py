@@ -11,7 +11,7 @@ from torch import Tensor
 
 from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.surfaces import DEPLOYED
-from phalanx.attacks.target import Target, errors_of
+from phalanx.attacks.target import Climb, Target, errors_of
 from phalanx.attacks.tracker import Found
 from phalanx.threat import ThreatModel
 
@@ -55,17 +55,19 @@ class Nearest:
             self.found.zero_gradient[self.rows] = (gradient == 0).flatten(1).all(1)
 
     def observe(
-        self, x_adv: Tensor, aim: Target, *, steps: int, attempt: int | None = None
+        self, x_adv: Tensor, aim: Target, *, steps: int, attempt: int | None = None, look: Climb | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Looks at an iterate (L, ...) of the alive samples after so many gradient steps.
 
-        Without an `attempt` it belongs to that of the error stored already. Returns (L,) the margin of the label, (L,)
+        Without an `attempt` it belongs to that of the error stored already. `look` is a pass made and counted there
+        already, the gain that of an attack without a wanted class. Returns (L,) the margin of the label, (L,)
         whether the surface errs or is within rounding of it, and the mask (L,) of the samples to go on with, None for
         all.
         """
         rows, found = self.rows, self.found
-        look = replace(aim, wanted=None).look(x_adv)
-        found.queries[rows] += 1
+        if look is None:
+            look = replace(aim, wanted=None).look(x_adv)
+            found.queries[rows] += 1
         wrong_L, invalid_L = errors_of(look.logits, aim.y)
         near_L = look.gain.abs() <= _ROUNDING * look.logits.abs().amax(1)
         error_L = (wrong_L & ~near_L) | invalid_L

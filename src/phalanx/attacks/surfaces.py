@@ -1,15 +1,14 @@
 """Which part of the model an attack differentiates: functions (model, attacked x', images x, clean pass) -> Routed.
 
 Registered by name. Whatever surface found it, a perturbation is judged on the whole real model. On a model without a
-route every surface of routing is the whole model; "standard", "robust" and "halves" are a dual model's alone, "mixing"
-is that of one with a mixing network.
+route every surface of routing is the whole model. Those of a dual model's halves are in `dual_surfaces`.
 """
 
 # B batch, C classes, E experts, K selected
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -18,8 +17,6 @@ from torch import Tensor
 from phalanx.attacks.registry import Registry
 from phalanx.errors import InputError
 from phalanx.routing import (
-    AdaptiveSmoothing,
-    DualModel,
     Route,
     Routed,
     RoutedModel,
@@ -38,7 +35,7 @@ Surface: TypeAlias = Callable[[Model, Tensor, Tensor, Routed | None], Routed]
 
 SURFACES: Registry[Surface] = Registry("surface")
 
-DEPLOYED = frozenset({"whole", "pinned"})
+DEPLOYED = frozenset({"whole", "pinned", "straight-through"})
 """Surfaces whose logits are the deployed model's own; they differ in their gradient."""
 
 
@@ -138,6 +135,22 @@ def _soft_selection(model: SynergyOfExperts, x_adv: Tensor, temperature: float) 
     return Routed((log_s_BM[..., None] + logits_BMC.log_softmax(-1)).logsumexp(1), route)
 
 
+@SURFACES.register("straight-through")
+def straight_through(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """Forward the deployed hard route, backward routed(x', dense(gate(x'))), all experts under softmax weights.
+
+    The straight-through estimator (Bengio et al. 2013), with the softmax in the place of the choice: the gain is the
+    deployed model's, the gradient says where every expert and the gate would move it.
+    """
+    if not isinstance(model, RoutedModel):
+        return whole(model, x_adv, x, clean)
+    soft = softened(1.0)(model, x_adv, x, clean)
+    with torch.no_grad():
+        hard = model.routed(x_adv)
+    # the difference is exactly 0: the value is the deployed one to the last bit
+    return Routed(hard.logits + (soft.logits - soft.logits.detach()), hard.route)
+
+
 @SURFACES.register_family("expert")
 def expert(number: int) -> Surface:
     """routed(x', only(j)): expert j answers, wherever the image is sent; the scores at x' come along in the route.
@@ -161,48 +174,37 @@ def _forced(tree: RouteTree, number: int) -> RouteTree:
     return map_route(lambda leaf: only(leaf, number) if number < leaf.num_experts else leaf, tree)
 
 
-def _dual(model: Model, name: str) -> DualModel:
-    if not isinstance(model, DualModel):
-        kind = getattr(model, "__qualname__", type(model).__qualname__)
-        raise InputError(f"surface {name!r} is for a DualModel, and {kind} has no halves; use 'whole'")
-    return model
+def named_experts(route: RouteTree, choice: Sequence[int | None]) -> RouteTree:
+    """The route on which the surface "forced" reads, gate by gate in the order of `leaves`, which expert is to answer:
+    none at a gate whose entry is None, which decides for itself."""
+    wanted = iter(choice)
+
+    def name(leaf: Route) -> RouteTree:
+        expert = next(wanted)
+        if expert is None:
+            return Route(leaf.scores, leaf.experts[:, :0], leaf.weights[:, :0])
+        return only(leaf, expert)
+
+    return map_route(name, route)
 
 
-@SURFACES.register("standard")
-def standard(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
-    """The standard half of a dual model alone, its own logits (RA-SMoE). Raises InputError for another model."""
-    del x, clean
-    return _dual(model, "standard").standard.routed(x_adv)
+@SURFACES.register("forced", clean_pass=True)
+def forced(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
+    """routed(x', r): at some of the gates a given expert answers, the others decide at x'; see `named_experts`.
 
-
-@SURFACES.register("robust")
-def robust(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
-    """The robust half of a dual model alone, its own logits (RA-RMoE). Raises InputError for another model."""
-    del x, clean
-    return _dual(model, "robust").robust.routed(x_adv)
-
-
-@SURFACES.register("halves")
-def halves(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
-    """Both halves of a dual model, each by itself: logits (B, 2C), the standard half's before the robust half's.
-
-    Only the objectives "joint-L" read them. Raises InputError for another model.
+    The route that comes with the logits holds the forced gates alone, with their scores at x': what steering climbs.
+    Without a given route every gate keeps its choice of the clean image.
     """
-    del x, clean
-    dual = _dual(model, "halves")
-    parts = dual.standard.routed(x_adv), dual.robust.routed(x_adv)
-    return Routed(torch.cat([part.logits for part in parts], -1), None)
+    if not isinstance(model, RoutedModel) or clean is None or clean.route is None:
+        return whole(model, x_adv, x, clean)
+    given, steered = leaves(clean.route), []
 
+    def force(leaf: Route) -> Route:
+        wanted = next(given)
+        if not wanted.experts.shape[1]:
+            return leaf
+        steered.append(Route(leaf.scores, wanted.experts, wanted.weights.to(leaf.weights)))
+        return steered[-1]
 
-@SURFACES.register("mixing")
-def mixing(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Routed:
-    """The whole of an `AdaptiveSmoothing` and, in one more column, its mixing network's gamma: logits (B, C + 1).
-
-    Only the objective "mislead" reads them. Raises InputError for another model.
-    """
-    del x, clean
-    if not isinstance(model, AdaptiveSmoothing):
-        kind = getattr(model, "__qualname__", type(model).__qualname__)
-        raise InputError(f"surface 'mixing' is for an AdaptiveSmoothing, and {kind} has no mixing network; use 'whole'")
-    logits, gamma, route = model.smoothed(x_adv)
-    return Routed(torch.cat([logits, gamma[:, None]], -1), route)
+    logits = model.routed(x_adv, map_route(force, model.gate(x_adv))).logits
+    return Routed(logits, tuple(steered))

@@ -89,9 +89,24 @@ class Target:
         return x_adv.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
+    def answers(self, x_adv: Tensor) -> Tensor:
+        """(A, C) logits of the deployed model, whatever the surface, from the copy that is searched on."""
+        return routed(self.search, self._laid_out(x_adv)).logits
+
+    @torch.no_grad()
     def errors(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         """(A,) wrong and (A,) non-finite: the real model's answers at `x_adv`."""
         return errors_of(routed(self.model, x_adv).logits, self.y)
+
+
+def wrong_classes(target: Target, count: int) -> list[Tensor]:
+    """(A,) int64 the most likely wrong class of each clean image, the second most likely, ...: `count` of them, or
+    all C - 1 for 0."""
+    assert target.clean is not None
+    logits_AC = target.clean.logits.scatter(-1, target.y[:, None], float("-inf"))
+    order_AC = logits_AC.argsort(-1, descending=True)
+    wrong = logits_AC.shape[1] - 1
+    return [order_AC[:, rank] for rank in range(min(count or wrong, wrong))]
 
 
 def errors_of(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
