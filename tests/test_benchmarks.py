@@ -16,13 +16,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tiny
 from phalanx.attacks import Attack
 from phalanx.data import ImageSet
+from phalanx.evaluation.model_parts import protocol_for
 from phalanx.routing import MixtureOfExperts
 from phalanx.threat import ThreatModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
-SCRIPTS = ("common", "dispatch", "dwf", "layers", "trained", "pgd", "autoattack", "rt_er", "seeds", "soft")
+SCRIPTS = (
+    *("common", "dispatch", "dwf", "layers", "trained", "pgd", "autoattack", "rt_er", "closed_ranks", "seeds", "soft"),
+    "thorough",
+)
 KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
 
 
@@ -308,6 +313,20 @@ def test_neither_steering_nor_pgd_may_stop_early(scripts: SimpleNamespace, monke
     assert (steering.queries >= 4 * (3 + 1) + 2).all()
 
 
+# -- thorough ------------------------------------------------------------------------------------------------------
+
+
+def test_thorough_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, data = scripts.thorough, tiny.digits().test
+    small = {"standard": "fgsm,pgd-2", "thorough": "fgsm,pgd-2,steer-2", "quick": "fgsm"}
+    monkeypatch.setattr(script, "protocol_for", lambda name, threat, model, x: protocol_for(small[name], threat, model))
+    found = script.compare(tiny.mixture(2, seed=1).eval(), data.first(20), tiny.THREAT, rounds=2)
+    assert found.n == 20 and found.standing["thorough"] <= found.standing["standard"] <= found.standing["quick"]
+    assert set(found.time) == {"thorough", "quick"} and set(found.broken) == {"fgsm", "pgd-2", "steer-2"}
+    path = scripts.common.write_record(script.record(found, "run", tiny.THREAT, 2), tmp_path)
+    check_shape(json.loads(path.read_text()))
+
+
 # -- seeds ---------------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +399,16 @@ def test_dwf_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.
     check_shape(plain)
     assert plain["measurements"]["phase 1 seconds"] == [[4.0, 2.0]]
     assert [bar["at_most"] for bar in plain["bars"]] == [True, False] and plain["bars"][1]["met"]
+
+
+# -- closed_ranks ---------------------------------------------------------------------------------------------------
+
+
+def test_closed_ranks_runs(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    record = scripts.closed_ranks.measure(width=2, batch=16, rounds=1, device="cpu", fitted=64, reached=20)
+    written = json.loads(scripts.common.write_record(record, tmp_path).read_text())
+    check_shape(written)
+    assert 1 <= written["measurements"]["mean reach"] < 2 and len(written["bars"]) == 4
 
 
 # -- what is committed ---------------------------------------------------------------------------------------------

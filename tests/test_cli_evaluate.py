@@ -39,13 +39,13 @@ SUITE = "fgsm,pgd-3"
 
 
 def evaluated(phalanx: Run, folder: Path, *arguments: object) -> tuple[str, str]:
-    code, out, err = phalanx("evaluate", *arguments, "--out", folder)
+    code, out, err = phalanx("evaluate", *arguments, "--no-checks", "--out", folder)
     assert code == 0, err
     return out, err
 
 
 def test_standard_is_estimated_and_told_attack_by_attack(phalanx: Run, run: Path) -> None:
-    code, out, err = phalanx("evaluate", run, "--protocol", "standard", "--n", 6)
+    code, out, err = phalanx("evaluate", run, "--protocol", "standard", "--n", 6, "--no-checks")
     assert code == 0 and err.startswith("about ") and "apgd-100 " in err and "square-5000 " in err
     lines = out.splitlines()
     assert lines[1].startswith("apgd-100 (Linf 1/32)") and lines[2].startswith("then apgd-t-100x9 (Linf 1/32)")
@@ -226,3 +226,43 @@ def test_a_foreign_models_evaluation_is_reported(phalanx: Run, run: Path, tmp_pa
     evaluated(phalanx, tmp_path / "apart", run, "--protocol", SUITE, "--n", 20)
     code, _, err = phalanx("report", tmp_path / "apart")
     assert code == 2 and "is the evaluation of a run; give the run's folder" in err
+
+
+def test_quick_with_a_surrogate(phalanx: Run, run: Path, tmp_path: Path) -> None:
+    arguments = (run, "--protocol", "quick", "--n", 6, "--surrogate", run, "--surrogate", "foreign_models:linear")
+    folder = tmp_path / "quick"
+    out, _ = evaluated(phalanx, folder, *arguments)
+    with Ledger.read(folder / "ledger.sqlite") as ledger:
+        attacks = ledger.attacks()
+    names = ["apgd-20", "steer-apgd-20", "apgd-20@straight-through", "transfer:run", "transfer:foreign_models:linear"]
+    assert set(attacks) == set(names) and attacks[names[-1]]["after"] == names[:-1]
+    assert len(attacks["transfer:run"]["surrogate_sha256"]) == 64
+    assert f"then {names[-2]} (Linf 1/32)" in out or f"then {names[-2]}" in out
+    # the same again is done already; another surrogate is another evaluation
+    assert evaluated(phalanx, folder, *arguments)[0] == out
+    code, _, err = phalanx("evaluate", *arguments[:-2], "--out", folder)
+    assert code == 2 and "another configuration" in err
+
+
+@pytest.mark.parametrize(
+    ("surrogates", "message"),
+    [
+        (["nowhere"], "surrogate: nowhere does not exist"),
+        (["foreign_models:nothing"], "--surrogate foreign_models:nothing: module 'foreign_models' has no 'nothing'"),
+        (["foreign_models:linear", "foreign_models:linear"], "two surrogates are called 'foreign_models:linear'"),
+    ],
+)
+def test_mistakes_of_surrogates(phalanx: Run, run: Path, tmp_path: Path, surrogates: list[str], message: str) -> None:
+    options = [word for name in surrogates for word in ("--surrogate", name)]
+    code, _, err = phalanx("evaluate", run, "--protocol", "quick", "--n", 4, *options, "--out", tmp_path / "e")
+    assert code == 2 and message in err and "Traceback" not in err
+
+
+def test_thorough_reads_autoattack_beside_the_worst_case(phalanx: Run, run: Path, tmp_path: Path) -> None:
+    out, _ = evaluated(phalanx, tmp_path / "e", run, "--protocol", "standard,steer-2", "--n", 6)
+    *_, alone, worst = [line for line in out.splitlines() if line.startswith(("AutoAttack alone", "worst case"))]
+    assert alone.startswith("AutoAttack alone") and worst.startswith("worst case per image")
+    share = lambda line: float(line.partition("  ")[2].partition("%")[0])  # noqa: E731
+    assert share(alone) >= share(worst)
+    out, _ = evaluated(phalanx, tmp_path / "s", run, "--protocol", "standard", "--n", 6)
+    assert "AutoAttack alone" not in out

@@ -127,6 +127,7 @@ def _adaptive(**options: Any) -> AdaptiveConfig:
         (lambda: ValidationConfig(protocol="fgsm,pgd-2"), "protocol must be one attack, got 'fgsm,pgd-2'"),
         (lambda: EvaluationConfig(n=-1), "n must be at least 1, got -1"),
         (lambda: EvaluationConfig(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: EvaluationConfig(checks=-1), "checks must be at least 0, got -1"),
         (lambda: RunConfig(seed=2**31), r"seed must be in 0\.\.2\*\*31 - 1, got 2147483648"),
         (lambda: RunConfig(device="gpu"), "device must be 'auto', 'cpu', 'cuda' or 'cuda:N', got 'gpu'"),
         (lambda: RunConfig(threads=0), r"threads must be in 1\.\.1024, got 0"),

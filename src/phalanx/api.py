@@ -17,12 +17,13 @@ from phalanx.errors import InputError
 from phalanx.evaluation import Evaluation, Limits, validation
 from phalanx.evaluation import evaluate as _evaluate
 from phalanx.evaluation import protocol as _protocol
+from phalanx.evaluation.model_parts import protocol_for
 from phalanx.experts import build_expert
 from phalanx.loading import to_plain
 from phalanx.methods import METHODS, Method
 from phalanx.models import load
 from phalanx.nn import spec_of
-from phalanx.routing import AdaptiveSmoothing, CNNRouter, DualModel, LinearRouter, MixtureOfExperts, MLPRouter, Route
+from phalanx.routing import CNNRouter, DualModel, LinearRouter, MixtureOfExperts, MLPRouter, Route
 from phalanx.threat import ThreatModel, parse_norm
 from phalanx.training import Reporter, TrainingConfig
 from phalanx.workflow import Trained, train_into
@@ -171,7 +172,7 @@ def evaluate(
     return _evaluate(
         model,
         images,
-        _protocol(protocol, threat, halves=isinstance(model, DualModel), mixing=isinstance(model, AdaptiveSmoothing)),
+        protocol_for(protocol, threat, model, images.images(slice(0, 8)).to(device or "cpu")),
         threat,
         ledger=None if out is None else Path(out),
         batch_size=batch_size,

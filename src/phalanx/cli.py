@@ -17,7 +17,7 @@ from phalanx import __version__
 from phalanx.errors import PhalanxError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from phalanx.config import DualView
     from phalanx.report import Page
@@ -40,6 +40,10 @@ recipes_app = typer.Typer(help="What can be run, and with which settings.", no_a
 data_app = typer.Typer(help="Look at a data set before using it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(data_app, name="data")
+challenge_app = typer.Typer(
+    help="Judge images that anybody made, and lower a headline with them.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(challenge_app, name="challenge")
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe's name or the path of a YAML file.")]
 SetOption = Annotated[
@@ -123,7 +127,7 @@ def _study(
     if seeds is None:
         work = make(overrides)
         page, files = _made(work, work.folder(out), overrides, fresh, workers)
-        text = terminal_table(page)
+        text, made = terminal_table(page), [page]
     else:
         chosen = parse_seeds(seeds, overrides)
         settings = {seed: (*overrides, f"seed={seed}") for seed in chosen}
@@ -136,8 +140,11 @@ def _study(
             pages[seed], _ = _made(planned[seed], seed_folder(folder, seed), settings[seed], fresh, workers)
         command = f"{_command(work, overrides)} --seeds {','.join(map(str, chosen))}"
         text, files = report_over_seeds(pages, folder / work.report_in, command)
+        made = list(pages.values())
     typer.echo(text)
     typer.echo(f"report: {files['report.html']}")
+    checked = [(row.label, row.honesty) for page in made for row in page.rows if row.honesty]
+    _refuse_dishonest(sorted({f"{label}: {check}" for label, honesty in checked for check in honesty.failed}))
 
 
 def _command(work: Reproduction, overrides: tuple[str, ...]) -> str:
@@ -224,7 +231,8 @@ def evaluate(
     protocol: Annotated[
         str | None,
         typer.Option(
-            help="Attacks joined by commas, such as standard (AutoAttack), pgd-50 or routing-50 (all surfaces). "
+            help="Attacks joined by commas, such as thorough (AutoAttack, then all that aims at the routing), quick, "
+            "standard (AutoAttack), pgd-50 or routing-50 (all surfaces). "
             "[default: the recipe's; with --model standard]"
         ),
     ] = None,
@@ -258,6 +266,24 @@ def evaluate(
     allow: Annotated[
         list[str] | None, typer.Option(help="probabilities: evaluate a model that seems to answer with them.")
     ] = None,
+    surrogate: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN|MODULE:FUNCTION",
+            help="Also try what breaks this other model: a run, or what a function returns. Repeatable.",
+        ),
+    ] = None,
+    attribution: Annotated[
+        bool | None,
+        typer.Option(
+            "--attribution/--no-attribution",
+            help="Say whether the router or an expert is to blame for each broken image. "
+            "[default: of a mixture under standard, plus, quick, thorough and routing-STEPS]",
+        ),
+    ] = None,
+    no_checks: Annotated[
+        bool, typer.Option("--no-checks", help="Leave out the honesty checks; the report says so.")
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(metavar="MODULE:FUNCTION", help="Evaluate the model that this function returns. Runs its code."),
@@ -283,9 +309,10 @@ def evaluate(
     from phalanx.console import ConsoleReporter
     from phalanx.errors import InputError, Interrupted
     from phalanx.evaluation import Limits, Shard, parse_duration
-    from phalanx.report import evaluation_text
+    from phalanx.report import evaluation_text, honesty_text, read_honesty
     from phalanx.threat import ThreatModel, parse_norm
     from phalanx.workflow import (
+        HONESTY_NAME,
         LEDGER_NAME,
         Conduct,
         evaluate_foreign,
@@ -306,6 +333,7 @@ def evaluate(
             shard=None if shard is None else Shard.parse(shard),
         ),
         allow=tuple(allow or ()),
+        surrogates=tuple(surrogate or ()),
         announce=lambda message: typer.echo(message, err=True),
     )
     own = None if run is None else run_config(run).evaluation
@@ -315,11 +343,16 @@ def evaluate(
         weights="last" if weights == "last" else "best",
         batch_size=batch_size,
         analysis=own.analysis if own else None,
+        attribution=own.attribution if own and attribution is None else attribution,
+        checks=0 if no_checks else own.checks if own else None,
     )
     view = None if standard is None or run is None else _dual_view(standard, run, alpha or "picked")
     folder = out or evaluation_folder(run or Path(), settings, view)
     if model is not None and out is None:
         folder = folder.with_name(f"{model.replace(':', '.')}-{folder.name}-{norm}-{eps.replace('/', '_')}")
+    if surrogate and out is None:
+        names = "+".join(Path(name.replace(":", ".")).name for name in surrogate)
+        folder = folder.with_name(f"{folder.name}-from-{names}")
     with ConsoleReporter(model or folder.name if run is None else run.name) as reporter:
         try:
             if model is not None:
@@ -337,7 +370,22 @@ def evaluate(
                 typer.echo(evaluation_text(folder / LEDGER_NAME))
             raise
     typer.echo(evaluation_text(folder / LEDGER_NAME))
+    if checked := honesty_text(folder / HONESTY_NAME):
+        typer.echo(checked)
     typer.echo(f"evaluation: {folder}")
+    honesty = read_honesty(folder / HONESTY_NAME)
+    _refuse_dishonest([] if honesty is None else honesty.failed)
+
+
+def _refuse_dishonest(failed: Sequence[str]) -> None:
+    """Raises HonestyError where honesty checks failed: everything is written, and the headline says nothing."""
+    from phalanx.errors import HonestyError
+
+    if failed:
+        raise HonestyError(
+            f"honesty checks failed ({', '.join(failed)}): the robust accuracy above is not to be quoted; what each "
+            "found stands above and in the report"
+        )
 
 
 def _check_subject(run: Path | None, model: str | None, data: str | None, weights: str, set_: list[str] | None) -> None:
@@ -398,6 +446,29 @@ def attack(
         done = attack_run(run, name, out, settings, png, reporter)
     typer.echo(f"clean {done.clean_correct:,} of {done.n:,} right, {done.held:,} still right under {done.attack}")
     typer.echo(f"written, and judged again from the file: {done.folder}")
+
+
+@app.command()
+def selftest(
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Also write the results as JSON. [default: nothing]")
+    ] = None,
+) -> None:
+    """Plant known flaws in small models and show that each fools a plain attack and is caught here. Takes a minute."""
+    from phalanx.console import ConsoleReporter
+    from phalanx.errors import HonestyError
+    from phalanx.runs import write_json
+    from phalanx.workflow.compute import cpu_threads
+    from phalanx.workflow.selftest import selftest as planted
+
+    # models of a few thousand numbers: more threads would only wait for each other
+    with ConsoleReporter("selftest") as reporter, cpu_threads(1):
+        found = planted(progress=reporter.progress)
+    typer.echo(found.text())
+    if out is not None:
+        write_json(out, found.to_json())
+    if found.failed:
+        raise HonestyError(f"the self-test failed ({', '.join(found.failed)}): do not trust evaluations made here")
 
 
 @app.command()
@@ -508,6 +579,43 @@ def data_describe(data: DataArgument, set_: SetOption = None) -> None:
     with ConsoleReporter(data) as reporter:
         splits = load_data(data_config(data, tuple(set_ or ())), progress=reporter.progress)
     typer.echo(json.dumps(describe(splits), indent=2))
+
+
+@challenge_app.command("submit")
+def challenge_submit(
+    images: Annotated[Path, typer.Argument(metavar="X_ADV.NPZ", help="x_adv (n, C, H, W) and ids (n,).")],
+    run: Annotated[Path, typer.Option("--run", metavar="RUN", help="A run's folder, or an evaluation's.")],
+    name: Annotated[str, typer.Option("--name", help="Who submits; once merged, it stays.")],
+    evaluation: Annotated[
+        Path | None, typer.Option("--evaluation", metavar="FOLDER", help="Which one. [default: the run's only one]")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Of a model made elsewhere: what was evaluated. Runs its code."),
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="With --model: its .safetensors file.")] = None,
+) -> None:
+    """Judge somebody's adversarial images on the real model and merge them: robust accuracy can only fall."""
+    from phalanx.errors import InputError
+    from phalanx.workflow.challenge import submit
+    from phalanx.workflow.evaluated import Foreign
+
+    if weights is not None and model is None:
+        raise InputError("--weights goes with --model")
+    foreign = None if model is None else Foreign(model, weights)
+    done = submit(images, run, name, evaluation, foreign=foreign)
+    typer.echo(done.text())
+
+
+@challenge_app.command("list")
+def challenge_list(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or an evaluation's.")],
+) -> None:
+    """What was submitted to a run's evaluations, and what it broke."""
+    from phalanx.workflow.challenge import standings
+
+    for standing in standings(run):
+        typer.echo(standing.text())
 
 
 def main() -> None:

@@ -11,7 +11,11 @@ from phalanx.attacks import (
     PGD,
     APGDTargeted,
     Attack,
+    CarliniWagner,
+    ExpertTransfer,
+    HopSkipJump,
     JointMargin,
+    RayS,
     ReleasedAdvMoE,
     ReleasedAPGD,
     ReleasedPGD,
@@ -20,6 +24,7 @@ from phalanx.attacks import (
 )
 from phalanx.errors import InputError
 from phalanx.evaluation import protocol
+from phalanx.evaluation.protocols import GRAMMAR
 from phalanx.threat import ThreatModel
 
 THREAT = ThreatModel("L2", "1/2")
@@ -40,6 +45,12 @@ THREAT = ThreatModel("L2", "1/2")
         ("steer-7x3", RouteSteering(steps=7, classes=3)),
         ("joint-7", JointMargin(steps=7)),
         ("joint-7x3", JointMargin(steps=7, classes=3)),
+        ("steer-apgd-7", RouteSteering(steps=7, search_rule="apgd", combine=True)),
+        ("steer-apgd-7x3", RouteSteering(steps=7, classes=3, search_rule="apgd", combine=True)),
+        ("joint-apgd-7x3", JointMargin(steps=7, classes=3, search_rule="apgd")),
+        ("experts-apgd-7", ExpertTransfer(steps=7)),
+        ("apgd-margin-7@straight-through", APGD(steps=7, objective="margin", surface="straight-through")),
+        ("pgd-7@softened-t3", PGD(steps=7, surface="softened-t3")),
         ("pgd-7-eot:1", PGD(steps=7)),
         ("apgd-100", APGD()),
         ("apgd-dlr-7x5", APGD(steps=7, restarts=5, objective="dlr")),
@@ -49,6 +60,10 @@ THREAT = ThreatModel("L2", "1/2")
         ("fab-7x5", FAB(steps=7, restarts=5, targets=0)),
         ("fab-t-100x9", FAB()),
         ("square-5000", Square()),
+        ("rays-10000", RayS()),
+        ("hsj-500", HopSkipJump(queries=500)),
+        ("cw-40", CarliniWagner(steps=40, searches=9)),
+        ("cw-40x3@dense", CarliniWagner(steps=40, searches=3, surface="dense")),
         ("square-7x2@expert-1", Square(queries=7, restarts=2, surface="expert-1")),
     ],
 )
@@ -100,10 +115,13 @@ def test_several_in_order_spaces_do_not_matter() -> None:
         "joint", "joint-0", "joint-5x0", "joint-5-margin", "joint-5@halves", "dual", "dual-0", "dual-5x2",
         "pgd-released-0", "pgd-released-", "pgd-released-5x2", "pgd-released-margin", "pgd-released@",
         "apgd", "apgd-t-5", "apgd-dlr", "apgd-5-dlr", "fab-t-5", "fab-5-eot:2", "square", "square-0", "standard@pinned",
-        "standard:4/255", "apgd-released@experts", "apgd-released-0", "pgd-released-advmoe@experts",
+        "standard:4/255", "rays", "rays-0", "rays-9x2", "rays-9@dense", "hsj-9@whole", "cw-0", "cw-5-margin",
+        "apgd-released@experts", "apgd-released-0", "pgd-released-advmoe@experts",
         "fgsm:", "fgsm:x", "fgsm:-1", "fgsm:4/", "fgsm:4/255/2", "fgsm:4/255@dense", "pgd-5:4/255-margin", "pgd:0.1",
         "pgd-5-eot", "pgd-5-eot:", "pgd-5-eot:0", "pgd-5-eot:4/255", "pgd-5@dense-eot:4", "pgd-5-eot:4-margin",
         "fgsm-eot:4", "steer-5-eot:4", "routing-5:0.1", "pgd-released:0.1", "apgd-released-5:0.1",
+        "steer-apgd", "steer-apgd-5@dense", "experts-5", "experts-apgd-5x2", "joint-apgd", "apgd-margin", "apgd-5-margin",
+        "thorough@dense", "thorough-5", "quick:4/255",
         "fgsm-sweep:0.1", "fgsm-sweep@dense", "pgd-10..", "pgd-..50", "pgd-10...50", "pgd-0..50", "pgd-10..50@dense",
     ],
 )  # fmt: skip
@@ -112,18 +130,7 @@ def test_what_is_not_understood_is_quoted(part: str) -> None:
         with pytest.raises(InputError) as caught:
             protocol(name, THREAT)
         if part.strip() == part:
-            assert str(caught.value) == (
-                f"protocol has no attack {part!r}; write standard, plus or rand for AutoAttack, "
-                "fgsm[-margin][@SURFACE][:EPS], pgd-STEPS[xRESTARTS][-margin][-eot:PASSES][@SURFACE][:EPS], "
-                "apgd[-dlr]-STEPS[xRESTARTS][-eot:PASSES][@SURFACE][:EPS], "
-                "apgd-t-STEPSxTARGETS[-eot:PASSES][@SURFACE][:EPS], fab-STEPS[xRESTARTS][@SURFACE][:EPS], "
-                "fab-t-STEPSxTARGETS[@SURFACE][:EPS], square-QUERIES[xRESTARTS][@SURFACE][:EPS], "
-                "steer-STEPS[xCLASSES][:EPS], "
-                "joint-STEPS[xCLASSES][:EPS], mislead-STEPS[:EPS], routing-STEPS for every surface that the model has, "
-                "fgsm-sweep for fgsm:0.01 to fgsm:0.09, pgd-A..B for pgd-A to pgd-B by tens, "
-                "pgd-released[-STEPS][@SURFACE], apgd-released[-STEPS] or pgd-released-advmoe[-STEPS], joined by "
-                "commas; brackets hold what may be left out, and EPS is an attack's own radius; for example pgd-50"
-            )
+            assert str(caught.value) == f"protocol has no attack {part!r}; write {GRAMMAR}; for example pgd-50"
 
 
 _APGD, _TARGETED, _FAB, _SQUARE = "apgd-100", "apgd-t-100x9", "fab-t-100x9", "square-5000"
@@ -188,7 +195,7 @@ def test_a_surface_that_has_its_own_objective(part: str) -> None:
 
 
 def test_an_unknown_surface_lists_those_there_are() -> None:
-    message = r"part 'pgd-5@gate': surface must be one of whole, pinned, .*expert-J, dense-tT, got"
+    message = r"part 'pgd-5@gate': surface must be one of whole, pinned, .*expert-J, dense-tT, softened-tT, got"
     with pytest.raises(InputError, match=message):
         protocol("pgd-5@gate", THREAT)
 

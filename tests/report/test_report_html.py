@@ -115,6 +115,7 @@ def test_every_section_is_there(page: Page) -> None:
         "Settings",
         "Environment",
         "How to reproduce",
+        "Threat coverage",
     ]
     assert "<code>phalanx run quickstart</code>" in text
     assert text.count('role="img" aria-label="') == text.count("<details>") == 4

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from phalanx.attacks import Attack, Found, Target
+from phalanx.attacks.given import handed_over
 from phalanx.errors import InputError
 from phalanx.evaluation import Member, Protocol
 from phalanx.rng import SampleRng, derive_seed
@@ -64,15 +65,7 @@ class ForeignAttack(Attack):
                 "return the perturbed images alone"
             )
         x_adv = x_adv.detach().to(target.x)
-        zeros = torch.zeros_like(target.y)
-        return Found(
-            x_adv=torch.where(x_adv.isfinite(), x_adv, target.x),
-            loss=target.x.new_full((len(target),), float("nan")),
-            queries=zeros,
-            first_success=zeros - 1,
-            restart=zeros.clone(),
-            zero_gradient=zeros.bool(),
-        )
+        return handed_over(target, torch.where(x_adv.isfinite(), x_adv, target.x))
 
 
 def with_external(protocol: Protocol, searches: Mapping[str, Search], threat: ThreatModel) -> Protocol:

@@ -47,6 +47,13 @@ class EvaluationConfig:
     """One attack, such as pgd-20, under which routes, single experts and margins are looked at besides, on at most
     1,000 images; it costs that attack once for the model and once for each expert, and for a mixture as much again
     under a gate that knows the label. None leaves it out."""
+    attribution: bool | None = None
+    """Whether each broken image is blamed on the router or on an expert, and robust accuracy taken apart, on at most
+    1,000 images (128 under "quick"); it costs 20 gradient steps 6 times for the model and 3 times for each expert. None
+    does it for models with a route under standard, plus, quick, thorough and routing-STEPS."""
+    checks: int | None = None
+    """Images that the honesty checks look at, spread over the split; 0 leaves the checks out. None is 256 under standard,
+    thorough, plus and rand, else 64."""
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:
@@ -55,6 +62,8 @@ class EvaluationConfig:
             raise ValueError(f"analysis must be one attack, got {self.analysis!r}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.checks is not None and self.checks < 0:
+            raise ValueError(f"checks must be at least 0, got {self.checks}; 0 leaves them out")
 
 
 @dataclass(frozen=True, kw_only=True)

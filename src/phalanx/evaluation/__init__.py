@@ -1,7 +1,9 @@
 """Protocols, verdicts and what they add up to."""
 
+from phalanx.evaluation.alone import ExpertCounts
 from phalanx.evaluation.alpha import AlphaChoice, pick_alpha
-from phalanx.evaluation.analysis import Analysis, ExpertCounts, GateAnalysis, MarginsByClass, analyse
+from phalanx.evaluation.analysis import Analysis, GateAnalysis, MarginsByClass, analyse
+from phalanx.evaluation.attribution import Attribution, attribute
 from phalanx.evaluation.budget import Limits, parse_duration
 from phalanx.evaluation.evaluate import EVALUATION_VERSION, evaluate
 from phalanx.evaluation.nuts import NutsChoice, NutsGrid, pick_nuts
@@ -15,6 +17,7 @@ __all__ = [
     "EVALUATION_VERSION",
     "AlphaChoice",
     "Analysis",
+    "Attribution",
     "Evaluation",
     "ExpertCounts",
     "GateAnalysis",
@@ -27,6 +30,7 @@ __all__ = [
     "Protocol",
     "Shard",
     "analyse",
+    "attribute",
     "evaluate",
     "oracle_accuracy",
     "parse_duration",

@@ -17,6 +17,7 @@ from phalanx.evaluation.result import Evaluation
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import routed
+from phalanx.runs.summary import external_attacks
 from phalanx.runs.verdict import CLEAN
 
 _OTHER_SIZE = 37
@@ -30,7 +31,8 @@ def adversarial_images(
 ) -> Tensor:
     """(N, ...) for each image one that broke the model, else itself: the winning attacks are run again, on these alone.
 
-    `data` holds all images of the evaluation, where the model is. Raises InputError for an attack that a protocol
+    `data` holds all images of the evaluation, where the model is. What only submitted images broke stays clean: those
+    are not to be found again from a seed. Raises InputError for an attack that a protocol
     cannot name.
     """
     x_adv = data.x.clone()
@@ -55,7 +57,8 @@ def _won(evaluation: Evaluation) -> dict[str, list[int]]:
 
 
 def _is_broken(attack: str, verdict: str, evaluation: Evaluation) -> bool:
-    return verdict == "broken" and attack != CLEAN and attack not in evaluation.aside
+    left_out = (*evaluation.aside, *external_attacks(evaluation.attacks))
+    return verdict == "broken" and attack != CLEAN and attack not in left_out
 
 
 @torch.no_grad()

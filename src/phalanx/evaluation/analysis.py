@@ -4,53 +4,35 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phalanx.attacks import Attack, check_answers
 from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
+from phalanx.evaluation.alone import ExpertCounts, answer, attacked_alone, expert_counts
 from phalanx.evaluation.alpha import probability_margins
+from phalanx.evaluation.gates import gates_of_part
 from phalanx.evaluation.oracle import oracle_accuracy
-from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import (
     DualModel,
     MixtureOfExperts,
     Route,
-    Routed,
     RoutedModel,
-    RouteTree,
     flipped,
     gate_entropy,
-    leaves,
     load_per_expert,
-    map_route,
-    only,
-    routed,
 )
 
 SCHEMA = 1
 """Of `Analysis.to_json`."""
 
 Model = Callable[[Tensor], Any]
-
-
-@dataclass(frozen=True)
-class ExpertCounts:
-    """One expert, judged as a network by itself."""
-
-    n: int
-    """Images it was judged on."""
-    clean: int
-    """Of these, how many it answers correctly."""
-    robust: int
-    """Of these, how many it still answers correctly under an attack on it alone."""
 
 
 @dataclass(frozen=True)
@@ -135,28 +117,6 @@ class _Columns(NamedTuple):
     gates: dict[str, _GateColumns]
 
 
-class _Alone(nn.Module):
-    """Logits (B, C) with one gate forced to one expert; any other gate decides as it does without that.
-
-    It has no route: attacks see a plain network. That the gate's scores are computed for nothing is the price of one
-    definition for every kind of mixture.
-    """
-
-    def __init__(self, model: RoutedModel, leaf: int, expert: int) -> None:
-        super().__init__()
-        self.model = model
-        self.leaf = leaf
-        self.expert = expert
-
-    def forward(self, x: Tensor) -> Tensor:
-        position = itertools.count()
-
-        def force(route: Route) -> RouteTree:
-            return only(route, self.expert) if next(position) == self.leaf else route
-
-        return self.model.routed(x, map_route(force, self.model.gate(x))).logits
-
-
 def analyse(
     model: Model,
     images: ImageSet,
@@ -229,15 +189,15 @@ def _by_itself(attack: Attack) -> Attack:
 def _columns(model: Model, batch: Batch, attack: Attack, alone: Attack, num_classes: int, seed: int) -> _Columns:
     halves = {"standard": model.standard, "robust": model.robust} if isinstance(model, DualModel) else {}
     views: dict[str, Any] = {"model": model, **halves}
-    clean = {view: _answer(part, batch.x) for view, part in views.items()}
-    for answer in clean.values():
-        _check_classes(answer.logits, batch.y, num_classes)
+    clean = {view: answer(part, batch.x) for view, part in views.items()}
+    for look in clean.values():
+        _check_classes(look.logits, batch.y, num_classes)
     x_adv = attack.run(model, batch.x, batch.y, rng=SampleRng(seed, batch.ids)).x_adv
-    attacked = {view: _answer(part, x_adv) for view, part in views.items()}
+    attacked = {view: answer(part, x_adv) for view, part in views.items()}
     gates = {}
     # a dual model's gates are those of its halves
     for view in halves or views:
-        for gate, leaf, before, after in _gates(view if halves else "", clean[view].route, attacked[view].route):
+        for gate, leaf, before, after in gates_of_part(view if halves else "", clean[view].route, attacked[view].route):
             verdicts = _verdicts_alone(views[view], leaf, before.num_experts, batch, alone, derive_seed(seed, gate))
             gates[gate] = _GateColumns(_on_host(before), _on_host(after), *verdicts)
     margins = {
@@ -257,26 +217,9 @@ def _check_classes(logits: object, y_B: Tensor, num_classes: int) -> None:
         )
 
 
-@torch.no_grad()
-def _answer(model: Model, x: Tensor) -> Routed:
-    with frozen(model), exact_fp32(), preserved_rng():
-        return routed(model, x)
-
-
 def _finite_margins(logits_BC: Tensor, y_B: Tensor) -> Tensor:
     # a logit of -inf alone would leave the softmax finite
     return probability_margins(logits_BC, y_B).masked_fill(~logits_BC.isfinite().all(-1), float("nan"))
-
-
-def _gates(prefix: str, clean: RouteTree | None, attacked: RouteTree | None) -> Iterator[tuple[str, int, Route, Route]]:
-    """Name, position and the clean and attacked decisions of every gate that has a choice."""
-    if clean is None or attacked is None:
-        return
-    pairs = list(zip(leaves(clean), leaves(attacked), strict=True))
-    for leaf, (before, after) in enumerate(pairs):
-        if before.num_experts > 1:
-            number = f"gate-{leaf}" if len(pairs) > 1 else ""
-            yield ".".join(part for part in (prefix, number) if part), leaf, before, after
 
 
 def _on_host(route: Route) -> Route:
@@ -287,14 +230,9 @@ def _verdicts_alone(
     model: RoutedModel, leaf: int, num_experts: int, batch: Batch, attack: Attack, seed: int
 ) -> tuple[Tensor, Tensor]:
     """(B, E) bool right and (B, E) bool right and held, of each expert by itself under `attack`."""
-    right, robust = [], []
-    for expert in range(num_experts):
-        network = _Alone(model, leaf, expert)
-        logits_BC = _answer(network, batch.x).logits
-        right.append((logits_BC.argmax(-1) == batch.y) & logits_BC.isfinite().all(-1))
-        result = attack.run(network, batch.x, batch.y, rng=SampleRng(derive_seed(seed, expert), batch.ids))
-        robust.append(right[-1] & ~(result.broken | result.invalid))
-    return torch.stack(right, 1).cpu(), torch.stack(robust, 1).cpu()
+    found = list(attacked_alone(model, num_experts, batch, attack, seed, leaf=leaf))
+    right_BE, robust_BE = (torch.stack(column, 1).cpu() for column in list(zip(*found, strict=True))[:2])
+    return right_BE, robust_BE
 
 
 def _joined(routes: Sequence[Route]) -> Route:
@@ -320,8 +258,8 @@ def _gate_analysis(name: str, batches: Sequence[_GateColumns]) -> GateAnalysis:
         entropy_clean=_entropy(clean),
         entropy_attacked=_entropy(attacked),
         flipped=float(flipped(clean, attacked).double().mean()),
-        own=_expert_counts(own_NE, right_NE, robust_NE),
-        all=_expert_counts(torch.ones_like(own_NE), right_NE, robust_NE),
+        own=expert_counts(own_NE, right_NE, robust_NE),
+        all=expert_counts(torch.ones_like(own_NE), right_NE, robust_NE),
     )
 
 
@@ -338,11 +276,6 @@ def _mean(values: Tensor) -> float | None:
     """Over the finite ones; None if there are none."""
     finite = values[values.isfinite()]
     return float(finite.mean()) if len(finite) else None
-
-
-def _expert_counts(judged_NE: Tensor, right_NE: Tensor, robust_NE: Tensor) -> tuple[ExpertCounts, ...]:
-    columns = ((judged_NE & counted_NE).sum(0).tolist() for counted_NE in (judged_NE, right_NE, robust_NE))
-    return tuple(itertools.starmap(ExpertCounts, zip(*columns, strict=True)))
 
 
 def _by_class(values_N: Tensor, y_N: Tensor, counted_N: Tensor, num_classes: int) -> tuple[float | None, ...]:

@@ -114,7 +114,7 @@ def _seconds(model: Callable[..., Any], batch: Batch, attack: Attack) -> float:
     return begun + each * (_size(attack) - _size(short))
 
 
-_SIZES = ("steps", "queries", "restarts", "targets", "classes")
+_SIZES = ("steps", "queries", "restarts", "targets", "classes", "searches")
 
 
 def _size(attack: Attack) -> int:

@@ -71,7 +71,7 @@ def remarks(model: Callable[..., Any], x: Tensor, logits: Tensor, protocol: Prot
     elif averaged:
         yield "the model's answers are not random: averages over passes change nothing; use --protocol standard"
     for member in protocol.members:
-        yield from _fallback(member.name, member.attack, logits.shape[1])
+        yield from fallbacks(member.name, member.attack, logits.shape[1])
 
 
 @torch.no_grad()
@@ -86,7 +86,7 @@ def is_random(model: Callable[..., Any], x: Tensor, logits: Tensor) -> bool:
     return bool(((one - two).norm(dim=-1) > _SAME).any())
 
 
-def _fallback(name: str, attack: Attack, classes: int) -> Iterator[str]:
+def fallbacks(name: str, attack: Attack, classes: int) -> Iterator[str]:
     """Where an attack is another on a model of so few classes."""
     real = fitted(attack, classes)
     if real.objective != attack.objective:

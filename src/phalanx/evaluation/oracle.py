@@ -15,7 +15,7 @@ from phalanx.attacks import Attack
 from phalanx.data import ImageSet
 from phalanx.errors import InputError
 from phalanx.rng import SampleRng
-from phalanx.routing import MixtureOfExperts
+from phalanx.routing import MixtureOfExperts, SynergyOfExperts
 
 
 class OracleResult(NamedTuple):
@@ -27,6 +27,15 @@ class OracleResult(NamedTuple):
     """Share that at least one expert answers correctly."""
     robust: float
     """Share on which the attack found no image, one and the same for all experts, on which every expert errs."""
+
+
+class OracleVerdicts(NamedTuple):
+    """The label oracle's verdicts, in the order of the images, on the CPU."""
+
+    clean: Tensor
+    """(N,) bool: at least one expert answers correctly."""
+    robust: Tensor
+    """(N,) bool: the attack found no image on which every expert errs."""
 
 
 class _Oracle(nn.Module):
@@ -71,7 +80,8 @@ def oracle_accuracy(
     bounds no gate that weighs several experts: two wrong answers can average to a right one.
 
     Args:
-        mixture: a `MixtureOfExperts`; its router is not asked. It is attacked in evaluation mode and left as it was.
+        mixture: a `MixtureOfExperts` or `SynergyOfExperts`; what decides in it is not asked. It is attacked in
+            evaluation mode and left as it was.
         images: labelled images; each class is attacked by itself, in batches of `batch_size`.
         attack: for example `PGD(steps=50, objective="margin", restarts=5)`. Each step climbs the best expert of that
             step. Every gradient costs all E experts.
@@ -81,18 +91,28 @@ def oracle_accuracy(
     Raises InputError for another model, for an attack on a part of the mixture, for no images, or for labels that the
     experts do not have.
     """
-    if not isinstance(mixture, MixtureOfExperts):
+    held = oracle_verdicts(mixture, images, attack, batch_size=batch_size, seed=seed)
+    return OracleResult(len(images), *(float(column.double().mean()) for column in held))
+
+
+def oracle_verdicts(
+    mixture: nn.Module, images: ImageSet, attack: Attack, *, batch_size: int = 128, seed: int = 0
+) -> OracleVerdicts:
+    """The same image by image. Arguments and errors as for `oracle_accuracy`."""
+    if not isinstance(mixture, MixtureOfExperts | SynergyOfExperts):
         raise InputError(f"the label oracle chooses among a mixture's experts, got a {type(mixture).__name__}")
     if attack.surface != "whole":
         raise InputError(f"the label oracle has no parts to attack, got surface {attack.surface!r}; use 'whole'")
     if not len(images):
         raise InputError("there are no images to ask the oracle about; give some")
     device = next((p.device for p in mixture.parameters()), torch.device("cpu"))
-    clean = robust = 0
+    clean_N, robust_N = (torch.zeros(len(images), dtype=torch.bool) for _ in range(2))
     for label in np.unique(images.labels).tolist():
         oracle = _Oracle(mixture.experts, label)
-        for batch in images.select(images.labels == label).batches(batch_size, device):
+        places = torch.from_numpy(np.flatnonzero(images.labels == label))
+        batches = images.select(places).batches(batch_size, device)
+        for rows, batch in zip(torch.split(places, batch_size), batches, strict=True):
             result = attack.run(oracle, batch.x, batch.y, rng=SampleRng(seed, batch.ids))
-            clean += int(((result.clean_predicted == label) & ~result.invalid).sum())
-            robust += int((~(result.broken | result.invalid)).sum())
-    return OracleResult(len(images), clean / len(images), robust / len(images))
+            clean_N[rows] = ((result.clean_predicted == label) & ~result.invalid).cpu()
+            robust_N[rows] = (~(result.broken | result.invalid)).cpu()
+    return OracleVerdicts(clean_N, robust_N)

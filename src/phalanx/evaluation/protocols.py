@@ -16,7 +16,11 @@ from phalanx.attacks import (
     PGD,
     APGDTargeted,
     Attack,
+    CarliniWagner,
+    ExpertTransfer,
+    HopSkipJump,
     JointMargin,
+    RayS,
     ReleasedAdvMoE,
     ReleasedAPGD,
     ReleasedPGD,
@@ -25,6 +29,7 @@ from phalanx.attacks import (
 )
 from phalanx.attacks.autoattack import VERSIONS
 from phalanx.errors import InputError
+from phalanx.evaluation.suites import SUITES, Parts
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.runs.summary import aside_attacks
 from phalanx.threat import Norm, ThreatModel
@@ -33,18 +38,21 @@ _STEPS = r"([1-9][0-9]{0,5})"
 _COUNT = r"(?:x([1-9][0-9]{0,3}))?"
 _TARGETS = r"x([1-9][0-9]{0,3})"
 _PASSES = r"(?:-eot:([1-9][0-9]{0,3}))?"
-_SURFACE = r"(?:@([a-z]+(?:-t?[0-9.]+)?))?"
+_SURFACE = r"(?:@(straight-through|[a-z]+(?:-t?[0-9.]+)?))?"
 _RADIUS = r"(?::([0-9.]+(?:/[0-9.]+)?))?"
 _ROUTING = re.compile(rf"routing-{_STEPS}")
 _STEP_SWEEP = re.compile(rf"pgd-{_STEPS}\.\.{_STEPS}")
 
 GRAMMAR = (
-    "standard, plus or rand for AutoAttack, "
+    "standard, plus or rand for AutoAttack, thorough or quick for what the model has to be tried with, "
     "fgsm[-margin][@SURFACE][:EPS], pgd-STEPS[xRESTARTS][-margin][-eot:PASSES][@SURFACE][:EPS], "
-    "apgd[-dlr]-STEPS[xRESTARTS][-eot:PASSES][@SURFACE][:EPS], apgd-t-STEPSxTARGETS[-eot:PASSES][@SURFACE][:EPS], "
+    "apgd[-dlr or -margin]-STEPS[xRESTARTS][-eot:PASSES][@SURFACE][:EPS], "
+    "apgd-t-STEPSxTARGETS[-eot:PASSES][@SURFACE][:EPS], "
     "fab-STEPS[xRESTARTS][@SURFACE][:EPS], fab-t-STEPSxTARGETS[@SURFACE][:EPS], "
-    "square-QUERIES[xRESTARTS][@SURFACE][:EPS], "
-    "steer-STEPS[xCLASSES][:EPS], joint-STEPS[xCLASSES][:EPS], mislead-STEPS[:EPS], "
+    "square-QUERIES[xRESTARTS][@SURFACE][:EPS], rays-QUERIES[:EPS], hsj-QUERIES[:EPS], "
+    "cw-STEPS[xSEARCHES][@SURFACE][:EPS], "
+    "steer[-apgd]-STEPS[xCLASSES][:EPS], experts-apgd-STEPS[:EPS], joint[-apgd]-STEPS[xCLASSES][:EPS], "
+    "mislead-STEPS[:EPS], "
     "routing-STEPS for every surface that the model has, "
     "fgsm-sweep for fgsm:0.01 to fgsm:0.09, pgd-A..B for pgd-A to pgd-B by tens, pgd-released[-STEPS][@SURFACE], "
     "apgd-released[-STEPS] or pgd-released-advmoe[-STEPS], joined by commas; brackets hold what may be left out, and "
@@ -104,11 +112,11 @@ _KINDS: tuple[tuple[str, _Build], ...] = (
         ),
     ),
     (
-        rf"apgd(-dlr)?-{_STEPS}{_COUNT}{_PASSES}{_SURFACE}{_RADIUS}",
-        lambda dlr, steps, restarts, passes, surface, eps: APGD(
+        rf"apgd(?:-(dlr|margin))?-{_STEPS}{_COUNT}{_PASSES}{_SURFACE}{_RADIUS}",
+        lambda objective, steps, restarts, passes, surface, eps: APGD(
             steps=int(steps),
             restarts=int(restarts or 1),
-            objective="dlr" if dlr else "cross_entropy",
+            objective=objective or "cross_entropy",
             eot=int(passes or 1),
             surface=surface or "whole",
             eps=eps,
@@ -138,13 +146,30 @@ _KINDS: tuple[tuple[str, _Build], ...] = (
             queries=int(queries), restarts=int(restarts or 1), surface=surface or "whole", eps=eps
         ),
     ),
+    (rf"rays-{_STEPS}{_RADIUS}", lambda queries, eps: RayS(queries=int(queries), eps=eps)),
+    (rf"hsj-{_STEPS}{_RADIUS}", lambda queries, eps: HopSkipJump(queries=int(queries), eps=eps)),
+    (
+        rf"cw-{_STEPS}{_COUNT}{_SURFACE}{_RADIUS}",
+        lambda steps, searches, surface, eps: CarliniWagner(
+            steps=int(steps), searches=int(searches) if searches else None, surface=surface or "whole", eps=eps
+        ),
+    ),
     (
         rf"steer-{_STEPS}{_COUNT}{_RADIUS}",
         lambda steps, classes, eps: RouteSteering(steps=int(steps), classes=int(classes or 0), eps=eps),
     ),
     (
-        rf"joint-{_STEPS}{_COUNT}{_RADIUS}",
-        lambda steps, classes, eps: JointMargin(steps=int(steps), classes=int(classes or 0), eps=eps),
+        rf"steer-apgd-{_STEPS}{_COUNT}{_RADIUS}",
+        lambda steps, classes, eps: RouteSteering(
+            steps=int(steps), classes=int(classes or 0), search_rule="apgd", combine=True, eps=eps
+        ),
+    ),
+    (rf"experts-apgd-{_STEPS}{_RADIUS}", lambda steps, eps: ExpertTransfer(steps=int(steps), eps=eps)),
+    (
+        rf"joint(-apgd)?-{_STEPS}{_COUNT}{_RADIUS}",
+        lambda apgd, steps, classes, eps: JointMargin(
+            steps=int(steps), classes=int(classes or 0), search_rule="apgd" if apgd else "pgd", eps=eps
+        ),
     ),
     (
         rf"mislead-{_STEPS}{_RADIUS}",
@@ -169,12 +194,14 @@ def _attack(name: str, threat: ThreatModel) -> Attack:
     raise InputError(f"protocol has no attack {name!r}; write {GRAMMAR}; for example pgd-50")
 
 
-def _expanded(part: str, norm: Norm, halves: bool, mixing: bool) -> list[str]:
+def _expanded(part: str, norm: Norm, parts: Parts) -> list[str]:
     """The attacks that a name for several stands for; any other name by itself."""
     if part in VERSIONS:
         return list(VERSIONS[part][norm])
+    if part in SUITES:
+        return SUITES[part](norm, parts)
     if routing := _ROUTING.fullmatch(part):
-        return _routing(routing[1], halves, mixing)
+        return _routing(routing[1], parts.halves, parts.mixing)
     if part == "fgsm-sweep":
         return [f"fgsm:0.0{hundredths}" for hundredths in range(1, 10)]
     if sweep := _STEP_SWEEP.fullmatch(part):
@@ -204,17 +231,26 @@ def _step_sweep(part: str, first: int, last: int) -> list[str]:
 def _after(part: str, groups: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The members before it in its cascade; of several that it is in, those that are before it in each: what one of
     them wants attacked is attacked. A part that is asked for outside a cascade attacks everything."""
-    before = [group[: group.index(part)] if name in VERSIONS else [] for name, group in groups.items() if part in group]
+    cascades = {*VERSIONS, *SUITES}
+    before = [group[: group.index(part)] if name in cascades else [] for name, group in groups.items() if part in group]
     return tuple(earlier for earlier in before[0] if all(earlier in others for others in before))
 
 
-def protocol(name: str, threat: ThreatModel, *, halves: bool = False, mixing: bool = False) -> Protocol:
+def protocol(
+    name: str,
+    threat: ThreatModel,
+    *,
+    gates: bool = True,
+    halves: bool = False,
+    mixing: bool = False,
+    random: bool = False,
+) -> Protocol:
     """The protocol that a name such as "pgd-50", "pgd-50x10@experts", "fgsm:4/255,steer-20", "routing-50" or "standard"
-    stands for. The members of "standard", "plus" and "rand" are a cascade, in AutoAttack's order.
+    stands for. The members of "standard", "plus" and "rand" are a cascade, in AutoAttack's order, and so are those of
+    "thorough" and "quick".
 
-    `halves` says that it is for a dual model, whose halves are then among the surfaces of "routing-STEPS", and `mixing`
-    that it has a mixing network. A radius in a member's name is in the threat's norm, and may be larger than the
-    threat's: see `aside_attacks`.
+    What "thorough", "quick" and "routing-STEPS" hold depends on the model: see `Parts`. A radius in a member's name is
+    in the threat's norm, and may be larger than the threat's: see `aside_attacks`.
 
     Raises InputError naming the part that is not understood, and where every member stands aside: reproductions, and
     attacks outside the threat.
@@ -224,7 +260,8 @@ def protocol(name: str, threat: ThreatModel, *, halves: bool = False, mixing: bo
         if written.count(part) > 1:
             raise InputError(f"protocol names {part!r} twice; once is enough")
     # two names for several attacks may share some
-    groups = {part: _expanded(part, threat.norm, halves, mixing) for part in written}
+    parts = Parts(gates=gates, halves=halves, mixing=mixing, random=random)
+    groups = {part: _expanded(part, threat.norm, parts) for part in written}
     attacks = {part: _attack(part, threat) for part in itertools.chain.from_iterable(groups.values())}
     if all(attack.reproduction for attack in attacks.values()):
         raise InputError(

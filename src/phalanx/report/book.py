@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from phalanx.errors import CorruptError, InputError
 from phalanx.report.columns import Faced
+from phalanx.report.headline import AUTOATTACK, MINIMUM, WORST, column_of, minimum
 from phalanx.report.headline import CLEAN as CLEAN_COLUMN
-from phalanx.report.headline import MINIMUM, WORST, column_of, minimum
 from phalanx.report.rate import Rate
-from phalanx.runs import Binding, Ledger, Summary, Verdict, summarise
-from phalanx.runs.summary import Key, aside_attacks, held_by_all
+from phalanx.runs import Binding, Ledger, Verdict, summarise
+from phalanx.runs.headline import Challenge, challenges
+from phalanx.runs.summary import (
+    Key,
+    aside_attacks,
+    autoattack_keys,
+    external_attacks,
+    fallen_samples,
+    held_by_all,
+    held_samples,
+)
+from phalanx.runs.threats import Coverage, coverage
 from phalanx.runs.verdict import CLEAN
 
 Rates = Mapping[str, Rate | None]
@@ -32,6 +42,12 @@ class Book:
     """Attacks run to reproduce a paper: they count nowhere."""
     outside: tuple[Faced, ...]
     """Attacks of another norm or a larger radius than the ledger's: they count nowhere either."""
+    challenges: tuple[Challenge, ...]
+    """Images that somebody submitted: they count in the worst case alone, and can only lower it."""
+    unchallenged: Rate | None
+    """The worst case without them; None without an attack."""
+    threats: tuple[Coverage, ...]
+    """What was measured of each kind of attacker."""
     columns: Rates
     """By column of the first table, without the minimum, whose rule depends on the model; None without an attack."""
     released_columns: Mapping[str, Rates]
@@ -58,10 +74,13 @@ def read_book(path: Path) -> Book:
     aside = aside_attacks(declared, binding.norm, binding.eps)
     found = summarise(rows, aside=aside, attacks=declared)
     everything = [Faced(declared[attack.attack], attack) for attack in found.attacks]
-    faced = tuple(attack for attack in everything if attack.summary.attack not in aside)
+    external = external_attacks(declared)
+    faced = tuple(attack for attack in everything if attack.summary.attack not in (*aside, *external))
     standing_aside = [attack for attack in everything if attack.summary.attack in aside]
     released = tuple(attack for attack in standing_aside if attack.spec.get("reproduction"))
     outside = tuple(attack for attack in standing_aside if not attack.spec.get("reproduction"))
+    fallen = fallen_samples(rows, [name for name in external if name not in aside])
+    columns = _columns(rows, faced, binding.norm, fallen)
     return Book(
         binding=binding,
         clean=Rate(found.clean_correct, found.n),
@@ -69,18 +88,34 @@ def read_book(path: Path) -> Book:
         faced=faced,
         released=released,
         outside=outside,
-        columns=_columns(rows, faced, found),
+        challenges=challenges(rows, declared, aside=aside),
+        unchallenged=_columns(rows, faced, binding.norm, ())[WORST],
+        threats=coverage(rows, declared, binding.norm, binding.eps),
+        columns=columns,
         released_columns=_released_columns(rows, released, found.n),
-        classes=_classes(rows, faced),
+        classes=_classes(rows, faced, fallen),
         seeds=tuple(sorted({spec["seed"] for spec in declared.values() if "seed" in spec})),
     )
 
 
-def _columns(rows: Sequence[Verdict], faced: Sequence[Faced], found: Summary) -> Rates:
+def _columns(rows: Sequence[Verdict], faced: Sequence[Faced], norm: str, fallen: Collection[int]) -> Rates:
+    """`fallen` are samples that submitted images took from the worst case."""
     choices = _by_column(faced)
-    if faced:
-        choices[WORST] = [attack.key for attack in faced]
-    return {CLEAN_COLUMN: Rate(found.clean_correct, found.n), WORST: None, **_rates(rows, choices, found.n)}
+    if standard := autoattack_keys([attack.summary.attack for attack in faced], norm):
+        choices[AUTOATTACK] = standard
+    n, clean = len({row.sample for row in rows}), held_by_all(rows, {"": ()})[""]
+    return {
+        CLEAN_COLUMN: Rate(clean, n),
+        WORST: _worst(rows, faced, fallen, n),
+        **_rates(rows, choices, n),
+    }
+
+
+def _worst(rows: Sequence[Verdict], faced: Sequence[Faced], fallen: Collection[int], n: int) -> Rate | None:
+    if not faced and not fallen:
+        return None
+    held = held_samples(rows, {"": [attack.key for attack in faced]})[""]
+    return Rate(len(held.difference(fallen)), n)
 
 
 def _released_columns(rows: Sequence[Verdict], released: Sequence[Faced], n: int) -> Mapping[str, Rates]:
@@ -94,23 +129,29 @@ def _by_column(attacks: Sequence[Faced]) -> dict[str, list[Key]]:
     choices: dict[str, list[Key]] = defaultdict(list)
     for attack in attacks:
         column = column_of(attack.spec, attack.summary.surface)
-        if column is not None:
+        if column is not None and _stands_alone(attack, choices.get(column, ())):
             choices[column].append(attack.key)
     return choices
+
+
+def _stands_alone(attack: Faced, column: Sequence[Key]) -> bool:
+    """Whether everything before it in its cascade is in its column: else what others took would count against it."""
+    before = attack.spec.get("after")
+    return not isinstance(before, list) or {*before} <= {name for name, _ in column}
 
 
 def _rates(rows: Sequence[Verdict], choices: Mapping[str, Sequence[Key]], n: int) -> dict[str, Rate | None]:
     return {column: Rate(held, n) for column, held in held_by_all(rows, choices).items()}
 
 
-def _classes(rows: Iterable[Verdict], faced: Sequence[Faced]) -> Mapping[int, tuple[Rate, Rate | None]]:
+def _classes(
+    rows: Iterable[Verdict], faced: Sequence[Faced], fallen: Collection[int]
+) -> Mapping[int, tuple[Rate, Rate | None]]:
     by_label: dict[int, list[Verdict]] = defaultdict(list)
     for row in rows:
         by_label[row.label].append(row)
-    keys = [attack.key for attack in faced]
     classes = {}
     for label, own in sorted(by_label.items()):
         n = len({row.sample for row in own})
-        held = held_by_all(own, {"clean": (), "worst": keys})
-        classes[label] = Rate(held["clean"], n), Rate(held["worst"], n) if faced else None
+        classes[label] = Rate(held_by_all(own, {"": ()})[""], n), _worst(own, faced, fallen, n)
     return classes

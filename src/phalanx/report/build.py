@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from phalanx.errors import InputError
+from phalanx.report.attribution_tables import attribution_notices
 from phalanx.report.columns import Faced, columns_of
 from phalanx.report.comparisons import margin_comparisons, tradeoffs
 from phalanx.report.counts import read_counts
 from phalanx.report.curves import NO_CURVES
 from phalanx.report.findings import caveats, evaluation_notices, summary, training_notices
 from phalanx.report.headline import KEYS, Column, column_of, shown_columns
+from phalanx.report.honesty_tables import honesty_notices
 from phalanx.report.material import Material, RowSource, read_material
 from phalanx.report.page import UNTRAINED, Attack, ClassRates, Notice, Page, Row
+from phalanx.report.reach import read_reach
 from phalanx.report.records import flatten
 from phalanx.report.sweeps import sweeps
 from phalanx.runs import AttackSummary
@@ -82,7 +85,7 @@ def build_page(
         sweeps=sweeps(rows, attacks, outside),
         tradeoffs=tradeoffs(materials, rows),
         margin_comparisons=margin_comparisons(rows),
-        notices=tuple(
+        notices=_gravest_first(
             notice for material, row in zip(materials, rows, strict=True) for notice in _notices(material, row)
         ),
         summary=summary(rows, attacks),
@@ -136,6 +139,7 @@ def _row(
         # of a view its runs' may not be its own: another gate has another router
         parameters=counts.parameters if counts else sum(part.model.integer("parameters") for part in parts),
         counts=counts,
+        reach=read_reach(evaluation),
         seed=(material.bound if material.run is None else material.run.config).integer("seed"),
         weights=None if evaluation is None else evaluation.text("weights"),
         clean=book.clean,
@@ -145,11 +149,18 @@ def _row(
         released=released,
         released_columns=book.released_columns,
         outside=outside,
+        challenges=book.challenges,
+        unchallenged=book.unchallenged,
+        threats=book.threats,
         reported=reported,
         class_names=names,
         classes=tuple(ClassRates(names[label], *rates) for label, rates in book.classes.items()),
         load=None if evaluation is None else evaluation.shares("load"),
         analysis=material.analysis,
+        attribution=material.attribution,
+        queries=material.queries,
+        targeted=material.targeted,
+        honesty=material.honesty,
         curves=material.run.curves if material.run and material.kind is None else NO_CURVES,
         settings=_settings(material),
         data=_data(material),
@@ -259,4 +270,10 @@ def _notices(material: Material, row: Row) -> list[Notice]:
         for part, run in material.parts.items()
         for notice in training_notices(row.label, part, run.status, run.curves, run.metrics)
     ]
-    return [*trained, *evaluation_notices(row, planned)]
+    return [*trained, *evaluation_notices(row, planned), *attribution_notices(row), *honesty_notices(row)]
+
+
+def _gravest_first(notices: Iterable[Notice]) -> tuple[Notice, ...]:
+    """What invalidates the headline first, warnings last, all else as it comes."""
+    place = {"fail": 0, "warn": 2}
+    return tuple(sorted(notices, key=lambda notice: place.get(notice.kind, 1)))

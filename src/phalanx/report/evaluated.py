@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from phalanx.runs import AttackSummary, Ledger, Summary, summarise, wilson
-from phalanx.runs.summary import Specs, aside_attacks
+from phalanx.runs.headline import Challenge, challenges
+from phalanx.runs.summary import Specs, aside_attacks, autoattack_keys, held_by_all
+from phalanx.runs.threats import Coverage, coverage
 
 
 def evaluation_text(path: Path) -> str:
@@ -17,16 +20,40 @@ def evaluation_text(path: Path) -> str:
     with Ledger.read(path) as ledger:
         binding, attacks, size = ledger.binding(), ledger.attacks(), ledger.size()
         aside = aside_attacks(attacks, binding.norm, binding.eps)
-        summary = summarise(ledger.rows(), aside=aside, attacks=attacks)
-    return "\n".join(_lines(summary, attacks, f"{binding.norm} {binding.eps}", summary.n if size is None else size))
+        rows = ledger.rows()
+    summary = summarise(rows, aside=aside, attacks=attacks)
+    standard = autoattack_keys([name for name in attacks if name not in aside], binding.norm)
+    alone = held_by_all(rows, {"AutoAttack alone": standard} if standard else {})
+    threat = f"{binding.norm} {binding.eps}"
+    lines = _lines(summary, attacks, threat, summary.n if size is None else size, alone)
+    lines += [_challenge(done) for done in challenges(rows, attacks, aside=aside)]
+    return "\n".join([*lines, *_coverage(coverage(rows, attacks, binding.norm, binding.eps))])
 
 
-def _lines(summary: Summary, attacks: Specs, threat: str, size: int) -> list[str]:
+def _challenge(done: Challenge) -> str:
+    return (
+        f"{done.attack} broke {done.broken:,} of {done.judged:,} images, {done.lowered:,} of which had held against "
+        "every attack of the protocol"
+    )
+
+
+def _coverage(lines: Sequence[Coverage]) -> list[str]:
+    known = [line.threat for line in lines if line.status != "not measured"]
+    unknown = [line.threat for line in lines if line.status == "not measured"]
+    return [f"threats measured: {', '.join(known) or 'none'}; not measured: {', '.join(unknown)}"]
+
+
+def _lines(summary: Summary, attacks: Specs, threat: str, size: int, alone: Mapping[str, int]) -> list[str]:
     n, finished = summary.n, summary.n == size and not summary.incomplete
     last = ("worst case per image", summary.robust) if finished else ("worst case, at most", summary.standing)
     named = [
         ("clean", summary.clean_correct, ""),
-        *((_name(attack, attacks, threat), attack.held, _share(attack)) for attack in summary.attacks),
+        *(
+            (_name(attack, attacks, threat), attack.held, _share(attack))
+            for attack in summary.attacks
+            if not attacks.get(attack.attack, {}).get("external")
+        ),
+        *((name, held, "") for name, held in alone.items() if finished),
         (*last, ""),
     ]
     width = max(len(name) for name, _, _ in named)

@@ -90,10 +90,14 @@ def _accuracy(row: Row, attacks: Sequence[Attack]) -> str:
     if row.worst is None:
         return f"{clean}; it has not been attacked."
     faced = [attack for attack, done in zip(attacks, row.attacks, strict=True) if done]
+    submitted = [f"the images of {plural(len(row.challenges), 'challenge')}"] if row.challenges else []
+    if not faced:
+        return f"{clean} and {_rate(row.worst)} under {listed(submitted)}."
     widest = max(faced, key=lambda attack: _radius(attack, row))
     many = len(faced) > _NAMED_ATTACKS
-    names = f"the {len(faced)} attacks of the table" if many else listed([attack.label for attack in faced])
-    under = f"under {names}" if len(faced) == 1 else f"in the worst case over {names}"
+    told = [f"the {len(faced)} attacks of the table"] if many else [attack.label for attack in faced]
+    names = listed([*told, *submitted])
+    under = f"under {names}" if len(faced) + len(submitted) == 1 else f"in the worst case over {names}"
     return f"{clean} and {_rate(row.worst)} {under} ({widest.threat})."
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from phalanx.report.rate import Rate
 from phalanx.runs.canonical import JSON
 
-CLEAN, MINIMUM, WORST = "SA", "min", "worst"
-KEYS = (CLEAN, "RA", "RA-E", "RA-R", "smooth", "RA-RMoE", "RA-SMoE", "steering", MINIMUM, WORST)
+CLEAN, AUTOATTACK, MINIMUM, WORST = "SA", "AA", "min", "worst"
+KEYS = (CLEAN, "RA", "RA-E", "RA-R", "smooth", "RA-RMoE", "RA-SMoE", "steering", MINIMUM, AUTOATTACK, WORST)
 """Every column, in order; a table leaves out those that no row has."""
 
 _BY_SURFACE = {
@@ -32,6 +32,7 @@ _SAYS = {
     "RA-RMoE": "the robust half attacked alone",
     "RA-SMoE": "the standard half attacked alone",
     "steering": "the image steered to each expert, or both halves to one wrong class",
+    AUTOATTACK: "AutoAttack's standard version alone, which knows nothing of routes",
     MINIMUM: "the papers' own rule, the smallest of RA, RA-E and RA-R, of a dual model that of RA, RA-RMoE and RA-SMoE",
     WORST: "right under every attack within the threat, image by image",
 }
@@ -51,7 +52,7 @@ class Column:
     @property
     def head(self) -> str:
         """What stands above it."""
-        return "worst case" if self.key == WORST else self.key
+        return {WORST: "worst case", AUTOATTACK: "AutoAttack"}.get(self.key, self.key)
 
 
 def column_of(spec: Mapping[str, JSON], surface: str) -> str | None:

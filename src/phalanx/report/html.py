@@ -11,12 +11,16 @@ from typing import Any
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
 from phalanx import __version__
+from phalanx.report.attribution_tables import attribution_tables
 from phalanx.report.figures import history, intervals, tradeoff_plot
+from phalanx.report.honesty_tables import honesty_table
 from phalanx.report.lines import headline_lines, legend, remarks
-from phalanx.report.page import Page
+from phalanx.report.page import Page, Row
+from phalanx.report.queries_section import query_plot, targeted_table, targeted_tables
 from phalanx.report.rate import Rate
-from phalanx.report.sections import across_rows, of_row, outside_table, released_table
+from phalanx.report.sections import Table, across_rows, of_row, outside_table, released_table
 from phalanx.report.sweeps import sweep_plot
+from phalanx.report.threats import challenges_table, threats_table
 from phalanx.report.words import bounds, percent, plural, shown
 from phalanx.runs.canonical import JSON
 
@@ -55,12 +59,17 @@ def render_html(page: Page) -> str:
         remarks=list(remarks(page)),
         released=released_table(page),
         outside=outside_table(page, without=drawn),
+        queries=query_plot(page),
+        targeted=targeted_table(page),
         intervals=intervals(page),
         tradeoffs=[tradeoff_plot(f"alpha-{number}", page, tradeoff) for number, tradeoff in enumerate(page.tradeoffs)],
         sweeps=[sweep_plot(f"sweep-{number}", page, sweep) for number, sweep in enumerate(page.sweeps)],
         histories=[(row, history(f"run-{number}", row)) for number, row in enumerate(page.rows) if row.view is None],
+        challenges=challenges_table(page),
+        threats=threats_table(page),
         across=across_rows(page),
-        analyses=[(row, of_row(row)) for row in page.rows if row.analysis is not None],
+        honesty=[table for row in page.rows if (table := honesty_table(row)) is not None],
+        analyses=[(row, tables) for row in page.rows if (tables := _of_row(row))],
         attacks=_grid([attack.label for attack in page.attacks], [attack.spec for attack in page.attacks]),
         released_attacks=_grid([attack.label for attack in page.released], [attack.spec for attack in page.released]),
         outside_attacks=_grid([attack.label for attack in page.outside], [attack.spec for attack in page.outside]),
@@ -69,6 +78,10 @@ def render_html(page: Page) -> str:
         environments=_grid(labels, [row.environment for row in page.rows]),
         settings=_grid(labels, [row.settings for row in page.rows]),
     )
+
+
+def _of_row(row: Row) -> list[Table]:
+    return [*of_row(row), *attribution_tables(row.attribution), *targeted_tables(row)]
 
 
 def render(template: str, **values: Any) -> str:

@@ -9,10 +9,13 @@ from typing import Any
 
 from phalanx.errors import CorruptError, InputError
 from phalanx.report.analysis import Analysis, read_analysis
+from phalanx.report.attribution import Attribution, read_attribution
 from phalanx.report.book import Book, read_book
 from phalanx.report.curves import Curves, read_curves
+from phalanx.report.honesty import HONESTY_NAME, Honesty, read_honesty
 from phalanx.report.mixture import Mixture, mixtures_of
 from phalanx.report.page import FOREIGN
+from phalanx.report.queries import QueryCurves, Targeted, read_queries, read_targeted
 from phalanx.report.records import Fields, read_object, read_record
 from phalanx.runs import Binding, RunFolder, read_metrics, verify_manifest
 from phalanx.runs.folder import RUN_NAME
@@ -21,6 +24,9 @@ from phalanx.runs.manifest import MANIFEST_NAME
 LEDGER_NAME = "ledger.sqlite"
 EVALUATION_NAME = "evaluation.json"
 ANALYSIS_NAME = "analysis.json"
+ATTRIBUTION_NAME = "attribution.json"
+QUERIES_NAME = "queries.json"
+TARGETED_NAME = "targeted.json"
 MODEL_NAME = "model.json"
 METRICS_NAME = "metrics.jsonl"
 ENVIRONMENT_NAME = "environment.json"
@@ -85,6 +91,10 @@ class Material:
     evaluation: Fields | None
     """None if the evaluation did not end."""
     analysis: Analysis | None
+    attribution: Attribution | None
+    queries: QueryCurves | None
+    targeted: Targeted | None
+    honesty: Honesty | None
     book: Book
     bound: Fields
     """Of a model made elsewhere what its evaluation is bound to; empty for a run."""
@@ -129,6 +139,10 @@ def read_material(source: RowSource) -> Material:
         others={name: _read_training(run) for name, run in source.others.items()},
         evaluation=evaluation,
         analysis=read_analysis(source.evaluation / ANALYSIS_NAME),
+        attribution=read_attribution(source.evaluation / ATTRIBUTION_NAME),
+        queries=read_queries(source.evaluation / QUERIES_NAME),
+        targeted=read_targeted(source.evaluation / TARGETED_NAME),
+        honesty=read_honesty(source.evaluation / HONESTY_NAME),
         book=book,
         bound=_bound(source.evaluation) if source.run is None else Fields("", {}),
     )

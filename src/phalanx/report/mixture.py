@@ -56,7 +56,7 @@ def mixtures_of(model: Fields, record: Fields) -> tuple[Mixture, ...]:
         return (replace(mixture, scale=model.number("scale")),)
     if model.text("name") == "masked":
         return (Mixture(model.text("backbone"), 1, 1, kept=model.number("scale")),)
-    if model.text("name") == "assembled":
+    if model.text("name") in ("assembled", "upcycled"):
         return (_from_spec(record.fields("spec")),)
     halves = record.fields("spec").fields("arguments")
     return _from_spec(halves.fields("standard")), _from_spec(halves.fields("robust"))

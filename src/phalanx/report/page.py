@@ -8,13 +8,19 @@ from dataclasses import dataclass
 from typing import Literal
 
 from phalanx.report.analysis import Analysis, MarginChange
+from phalanx.report.attribution import Attribution
 from phalanx.report.counts import Counts
 from phalanx.report.curves import Curves
 from phalanx.report.headline import WORST, Column
+from phalanx.report.honesty import Honesty
 from phalanx.report.mixture import Mixture
+from phalanx.report.queries import QueryCurves, Targeted
 from phalanx.report.rate import Rate
+from phalanx.report.reach import Reach
 from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import JSON
+from phalanx.runs.headline import Challenge
+from phalanx.runs.threats import Coverage
 
 UNTRAINED = "none"
 FOREIGN = "foreign"
@@ -73,6 +79,8 @@ class Row:
     parameters: int
     counts: Counts | None
     """None where they were not counted."""
+    reach: Reach | None
+    """None where no route is proved."""
     seed: int
     weights: str | None
     """"best" or "last"; None where the evaluation did not end."""
@@ -89,6 +97,12 @@ class Row:
     """What each released attack, named without its surface, says in the columns of the first table."""
     outside: tuple[AttackSummary | None, ...]
     """In the order of the page's attacks outside the threat; they have no part in `worst` and `columns` either."""
+    challenges: tuple[Challenge, ...]
+    """Images that somebody submitted: of all numbers, they have a part in `worst` alone."""
+    unchallenged: Rate | None
+    """What `worst` would be without them."""
+    threats: tuple[Coverage, ...]
+    """The threat-coverage table."""
     reported: Mapping[str, float]
     """What a paper printed, in percent, by `Column.key`, or by the name of an attack that is part of a curve."""
     class_names: tuple[str, ...]
@@ -98,6 +112,11 @@ class Row:
     load: tuple[float, ...] | None
     """Share of the clean images that each expert answers; None without a router."""
     analysis: Analysis | None
+    attribution: Attribution | None
+    queries: QueryCurves | None
+    targeted: Targeted | None
+    honesty: Honesty | None
+    """None where the evaluation did not end, or is older than the checks."""
     curves: Curves
     """Empty for a dual model put together from two runs."""
     settings: Mapping[str, JSON]
@@ -209,7 +228,8 @@ class Sweep:
     """By value and row; None for an attack that the row did not face, or that did not end."""
 
 
-NoticeKind = Literal["alarm", "invalid", "incomplete"]
+NoticeKind = Literal["fail", "alarm", "invalid", "incomplete", "warn"]
+"""The gravest first: a "fail" says that the headline is worth nothing."""
 
 
 @dataclass(frozen=True)

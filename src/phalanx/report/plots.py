@@ -100,7 +100,14 @@ def _write(axes: Axes, text: str, at: tuple[float, float], offset: float, color:
 
 
 def line_plot(
-    name: str, series: Sequence[Series], axis: str, description: str, *, across: str = "epoch", percent: bool = False
+    name: str,
+    series: Sequence[Series],
+    axis: str,
+    description: str,
+    *,
+    across: str = "epoch",
+    percent: bool = False,
+    log: bool = False,
 ) -> str:
     """Lines told apart by dashes as well as by colour.
 
@@ -111,6 +118,7 @@ def line_plot(
         description: for those who cannot see it.
         across: what runs from left to right; epochs are whole numbers.
         percent: fixes the scale to 0 to 100.
+        log: equal ratios of what runs from left to right are equally far apart.
     """
     with styled(name):
         drawing, axes = figure(350, 235 + _LEGEND_LINE * max(0, len(series) - _LEGEND_LINES))
@@ -119,6 +127,8 @@ def line_plot(
         if across == "epoch":
             _epochs_below(axes)
         else:
+            if log:
+                axes.set_xscale("log")
             _values_below(axes, across, [value for line in series for value in line.at])
         axes.set_ylabel(axis)
         if percent:
@@ -167,7 +177,8 @@ def _values_below(axes: Axes, name: str, values: Sequence[float]) -> None:
     axes.set_xlabel(name)
     marks = sorted(set(values))
     if len(marks) <= 8:
-        axes.set_xticks(marks, [f"{mark:.3g}" for mark in marks])
+        axes.set_xticks(marks, [f"{mark:,.0f}" if mark >= 1000 else f"{mark:.3g}" for mark in marks])
+        axes.set_xticks([], minor=True)
     _lined(axes)
 
 

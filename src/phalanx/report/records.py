@@ -59,6 +59,13 @@ class Fields:
             raise self._wrong(key, "a list of numbers or nulls")
         return tuple(None if number is None else float(number) for number in found)
 
+    def table(self, key: str) -> tuple[tuple[int, ...], ...]:
+        """A square list of lists of whole numbers of at least 0."""
+        found = self._of(key, list)
+        if not all(isinstance(row, list) and len(row) == len(found) and all(map(_is_count, row)) for row in found):
+            raise self._wrong(key, "as many lists of as many whole numbers")
+        return tuple(tuple(row) for row in found)
+
     def fields(self, key: str) -> Fields:
         return Fields(self._place(key), self._of(key, dict))
 
@@ -89,6 +96,10 @@ _NAMES = {str: "a text", int: "a whole number", dict: "an object", list: "a list
 def _is_a(value: object, kind: Any) -> bool:
     # bool is an int to Python, not to JSON
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _is_count(value: object) -> bool:
+    return _is_a(value, int) and isinstance(value, int) and value >= 0
 
 
 def read_object(path: Path, *, missing: str) -> Fields:

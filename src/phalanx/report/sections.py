@@ -11,6 +11,7 @@ from phalanx.report.counts import HEAD, NOT_COUNTED, NOTE
 from phalanx.report.curves import LATE
 from phalanx.report.page import Attack, MarginComparison, Page, Row
 from phalanx.report.rate import Rate
+from phalanx.report.reach import REACH_HEAD, REACH_NOTE, REACH_TITLE
 from phalanx.report.words import ABSENT, bounds, percent, plural, rated
 from phalanx.runs import AttackSummary
 
@@ -67,9 +68,9 @@ def outside_table(page: Page, without: Collection[Attack] = ()) -> Table | None:
 
 
 def across_rows(page: Page) -> list[Table]:
-    """Tables that compare the rows: counts, what each attack broke, routes changed, classes, stability of training,
-    margins."""
-    tables = [_counts(page), _shares(page), _flips(page), _classes(page), _stability(page)]
+    """Tables that compare the rows: counts, proved routes, what each attack broke, routes changed, classes, stability
+    of training, margins."""
+    tables = [_counts(page), _reach(page), _shares(page), _flips(page), _classes(page), _stability(page)]
     return [*(table for table in tables if table.lines), *map(_margin_change, page.margin_comparisons)]
 
 
@@ -77,6 +78,15 @@ def _counts(page: Page) -> Table:
     counted = any(row.counts for row in page.rows)
     lines = [(row.label, *(row.counts.cells if row.counts else NOT_COUNTED)) for row in page.rows if counted]
     return Table("Counts", NOTE, HEAD, tuple(lines))
+
+
+def _reach(page: Page) -> Table:
+    lines = [
+        (row.label, f"{reach.n:,}", rated(reach.proved), f"{reach.mean:.2f}", f"{reach.contradicted:,}")
+        for row in page.rows
+        if (reach := row.reach)
+    ]
+    return Table(REACH_TITLE, REACH_NOTE, REACH_HEAD, tuple(lines))
 
 
 def _shares(page: Page) -> Table:

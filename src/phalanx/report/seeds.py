@@ -58,6 +58,8 @@ class SeedRow:
     """By label, those outside the threat among them."""
     reported: Mapping[str, float]
     """What a paper printed, in percent."""
+    threats: Mapping[str, tuple[Fields, ...]]
+    """Of the threat-coverage table by threat each seed's line, where every seed has measured it."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,16 @@ def _row(label: str, seeds: Sequence[Fields]) -> SeedRow:
         },
         attacks=_spreads([{name: _rate(attack) for name, attack in seed.items()} for seed in attacks]),
         reported={key: float(value) for key, value in seeds[0].fields("reported").values.items()},
+        threats=_threats(seeds),
     )
+
+
+def _threats(seeds: Sequence[Fields]) -> dict[str, tuple[Fields, ...]]:
+    by_seed = [{line.text("threat"): line for line in seed.items("threats")} for seed in seeds]
+    lines = {threat: tuple(seed[threat] for seed in by_seed) for threat in by_seed[0]}
+    return {
+        threat: own for threat, own in lines.items() if all(line.text("status") != "not measured" for line in own)
+    }
 
 
 def _rates(columns: Fields) -> dict[str, Rate]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,11 +13,15 @@ from phalanx.report.figures import Plot
 from phalanx.report.html import render
 from phalanx.report.lines import MEASURED, REPORTED, Line, legend, printed
 from phalanx.report.plots import Series, line_plot
+from phalanx.report.rate import Rate
+from phalanx.report.records import Fields
 from phalanx.report.sections import Table
 from phalanx.report.seeds import SeedRow, SeedSweep, SeedTable, Spread
 from phalanx.report.sweeps import printed_points
 from phalanx.report.text import aligned, wrapped
+from phalanx.report.threats import NOTE, TITLE
 from phalanx.report.words import ABSENT, listed, plural, rated
+from phalanx.runs.threats import HOW
 
 SEEDS_SCHEMA = 1
 _COLUMNS = 6
@@ -70,6 +74,7 @@ def seeds_text(table: SeedTable) -> str:
         "Each attack and each seed by itself are in report.html and table.json.",
         "\n".join(wrapped(f"{notice.kind.upper()}  {notice.label}: {notice.text}", 4) for notice in table.notices),
         "\n".join(wrapped(f"- {caveat}", 2) for caveat in table.caveats),
+        "\n".join([f"{TITLE} (none of it in the headline)", "", *_threat_lines(table)]),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -116,6 +121,7 @@ def _row_json(row: SeedRow) -> dict[str, Any]:
         "reported": dict(row.reported),
         "released_columns": {name: _spreads_json(spreads) for name, spreads in row.released.items()},
         "attacks": _spreads_json(row.attacks),
+        "threats": {threat: [line.values for line in lines] for threat, lines in row.threats.items()},
     }
 
 
@@ -154,8 +160,35 @@ def seeds_html(table: SeedTable) -> str:
         legend=list(legend(table.columns)),
         remarks=list(_remarks(table)),
         sweeps=[_sweep_plot(f"sweep-{number}", sweep, table) for number, sweep in enumerate(table.sweeps)],
+        threats=_threats(table),
         tables=[_each_seed(table), *([_each_attack(table)] if table.attacks else [])],
     )
+
+
+def _threats(table: SeedTable) -> Table:
+    """What every seed has measured of each threat, and what would measure the rest."""
+    lines = []
+    for threat in HOW:
+        known = [row for row in table.rows if threat in row.threats]
+        lines += [(threat, row.label, *_threat_cells(row.threats[threat])) for row in known]
+        if unknown := [row.label for row in table.rows if row not in known]:
+            lines.append((threat, listed(unknown), "not measured", HOW[threat]))
+    return Table(TITLE, NOTE, ("threat", "model", "result", "attacks, or what would measure it"), tuple(lines))
+
+
+def _threat_cells(lines: Sequence[Fields]) -> tuple[str, str]:
+    attacks = dict.fromkeys(str(attack) for line in lines for attack in line.values["attacks"])
+    under = f"{listed(list(attacks))}, {lines[0].text('within')}"
+    if all(line.values["held"] is not None for line in lines):
+        rates = tuple(Rate(line.integer("held"), line.integer("n")) for line in lines)
+        return f"RA {Spread(rates).text} %", under
+    broken = ", ".join(f"{line.integer('broken'):,} of {line.integer('tried'):,}" for line in lines)
+    return f"broke {broken}", under
+
+
+def _threat_lines(table: SeedTable) -> Iterator[str]:
+    for threat, label, found, says in _threats(table).lines:
+        yield wrapped(f"{threat}: {label}: {found}; {says}", 4)
 
 
 def _each_seed(table: SeedTable) -> Table:

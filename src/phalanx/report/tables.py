@@ -14,7 +14,8 @@ from phalanx.report.rate import Rate
 from phalanx.report.sections import outside_table, released_table
 from phalanx.report.sweeps import kind
 from phalanx.report.text import aligned, wrapped
-from phalanx.report.words import ABSENT, bounds, percent
+from phalanx.report.threats import challenges_table, threats_text
+from phalanx.report.words import ABSENT, bounds, percent, plural
 from phalanx.runs import AttackSummary
 
 TABLE_SCHEMA = 1
@@ -39,6 +40,7 @@ def terminal_table(page: Page) -> str:
         _headline(page),
         "\n".join(_legend(page)),
         *_attack_by_attack(page),
+        *_challenges(page),
         aligned(
             ("model", "method", "architecture", "parameters", "largest load"),
             "lllrr",
@@ -46,6 +48,7 @@ def terminal_table(page: Page) -> str:
         ),
         "\n".join(wrapped(f"{notice.kind.upper()}  {notice.label}: {notice.text}", 4) for notice in page.notices),
         "\n".join(wrapped(f"- {caveat}", 2) for caveat in page.caveats),
+        threats_text(page),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -90,14 +93,20 @@ def _outside(page: Page) -> list[str]:
     return [] if table is None else [f"{table.title}\n\n{aligned(table.head, 'lllrr', table.lines)}"]
 
 
+def _challenges(page: Page) -> list[str]:
+    table = challenges_table(page)
+    return [] if table is None else [f"{table.title}\n\n{aligned(table.head, 'lllrrrrr', table.lines)}"]
+
+
 def _row_lines(row: Row, attacks: Sequence[Attack]) -> Iterator[tuple[str, ...]]:
     yield _result(row.label, "SA, clean", row.clean)
     faced = [(attack, done) for attack, done in zip(attacks, row.attacks, strict=True) if done]
     for attack, done in faced:
         under = attack.label if attack.threat in attack.label else f"{attack.label}, {attack.threat}"
         yield _result(row.label, f"RA, {under}", Rate(done.held, done.n))
-    if row.worst is not None and len(faced) > 1:
-        yield _result(row.label, f"RA, worst case of these {len(faced)}", row.worst)
+    if row.worst is not None and len(faced) + len(row.challenges) > 1:
+        submitted = f" and {plural(len(row.challenges), 'challenge')}" if row.challenges else ""
+        yield _result(row.label, f"RA, worst case of these {len(faced)}{submitted}", row.worst)
 
 
 def _result(label: str, measured: str, rate: Rate) -> tuple[str, ...]:
@@ -168,6 +177,9 @@ def _row_json(row: Row, page: Page) -> dict[str, Any]:
             for name, rates in row.released_columns.items()
         },
         "outside_attacks": _attacks_json(page.outside, row.outside),
+        "challenges": [challenge.to_json() for challenge in row.challenges],
+        "without_challenges": _rate_json(row.unchallenged),
+        "threats": [line.to_json() for line in row.threats],
         "classes": [
             {"name": found.name, "clean": _rate_json(found.clean), "worst_case": _rate_json(found.worst)}
             for found in row.classes
@@ -179,6 +191,10 @@ def _row_json(row: Row, page: Page) -> dict[str, Any]:
             "late_deviation": row.curves.late_deviation,
         },
         "analysis": None if row.analysis is None else asdict(row.analysis),
+        "attribution": None if row.attribution is None else asdict(row.attribution),
+        "queries": None if row.queries is None else row.queries.to_json(),
+        "targeted": None if row.targeted is None else row.targeted.to_json(),
+        "honesty": None if row.honesty is None else row.honesty.to_json(),
         "settings": dict(row.settings),
         "data": dict(row.data),
         "measurement": dict(row.measurement),

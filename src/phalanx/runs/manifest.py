@@ -44,11 +44,11 @@ def write_manifest(folder: Path, names: Iterable[str]) -> dict[str, FileRecord]:
     return files
 
 
-def read_manifest(folder: Path) -> dict[str, FileRecord]:
+def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> dict[str, FileRecord]:
     """The records of a manifest that is itself whole. Raises CorruptError naming the manifest, and its
     sha256s.
     """
-    path = folder / MANIFEST_NAME
+    path = folder / name
     try:
         content = path.read_bytes()
     except FileNotFoundError:
@@ -84,9 +84,14 @@ def verify_manifest(folder: Path) -> dict[str, FileRecord]:
     sha256.
     """
     files = read_manifest(folder)
+    verify_files(folder, files)
+    return files
+
+
+def verify_files(folder: Path, files: Mapping[str, FileRecord]) -> None:
+    """Check these files. Raises CorruptError as `verify_manifest`."""
     for name, record in sorted(files.items()):
         _verify_file(inside(folder, name), record)
-    return files
 
 
 def _verify_file(path: Path, record: FileRecord) -> None:

@@ -23,6 +23,14 @@ Name = TypeVar("Name", bound=Hashable)
 Specs: TypeAlias = Mapping[str, Mapping[str, JSON]]
 """What each declared attack's name means."""
 
+AUTOATTACK: Mapping[str, tuple[str, ...]] = {
+    "Linf": ("apgd-100", "apgd-t-100x9", "fab-t-100x9", "square-5000"),
+    "L2": ("apgd-100", "apgd-t-100x9", "fab-t-100x9", "square-5000"),
+    "L1": ("apgd-100x5", "apgd-t-100x5", "fab-t-100x9", "square-5000"),
+}
+"""By norm what a ledger calls the members of AutoAttack's standard version: `phalanx.attacks.autoattack.VERSIONS`, for
+readers without torch."""
+
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval (1927) of a proportion, in [0, 1]; z = 1.959964 gives 95 %. (0, 1) for n = 0.
@@ -54,7 +62,7 @@ class AttackSummary:
     invalid: int
     timeout: int
     untried: int
-    """Samples right on clean input that this attack has still to try: not counted as held."""
+    """Samples right on clean input that this attack has still to try: not counted as held. None of submitted images."""
     n: int
     """Every sample of the ledger."""
     spared: int = 0
@@ -191,27 +199,47 @@ def _is_outside(spec: Mapping[str, JSON], norm: str, eps: JSON) -> bool:
     return own is not None and radius(own) > radius(eps)
 
 
+def external_attacks(specs: Specs) -> tuple[str, ...]:
+    """Of the attacks declared in `specs`, the images that somebody submitted (`external` in their spec).
+
+    They are there for some samples only, and nobody has still to try them on the others: they can take a sample away
+    from the worst case, and do nothing else.
+    """
+    return tuple(name for name, spec in specs.items() if spec.get("external"))
+
+
+def fallen_samples(rows: Iterable[Verdict], attacks: Collection[str]) -> set[int]:
+    """The samples that one of the named attacks did not leave held."""
+    return {row.sample for row in rows if row.attack in attacks and row.verdict != "held"}
+
+
 def summarise(rows: Iterable[Verdict], *, aside: Collection[str] = (), attacks: Specs | None = None) -> Summary:
     """The numbers of a ledger's rows, in any order.
 
     `attacks` are the ledger's declared ones: those without a row yet are then summed up, too, and a cascade (the
     "after" of their specs) is known. A sample wrong on clean input is robust against nothing, whether or not it was
     attacked. The attacks named in `aside` (see `aside_attacks`) are summed up as the others are, and take no part in
-    `robust` and `incomplete`. Raises CorruptError if a sample has two labels.
+    `robust` and `incomplete`. Submitted images (see `external_attacks`) take part where there is a row of them, and
+    have nothing left to try elsewhere. Raises CorruptError if a sample has two labels.
     """
     samples, attacks = _by_sample(rows), attacks or {}
     correct = _correct(samples.values())
     keys = _keys(samples.values(), attacks)
     counted = [key for key in keys if key[0] not in aside]
+    external = external_attacks(attacks)
+    due = [key for key in counted if key[0] not in external]
     outcomes = [{key: _worst(tried[key]) for key in counted if key in tried} for tried in correct]
     standing = [found for found in outcomes if all(outcome == "held" for outcome in found.values())]
-    incomplete = sum(len(found) < len(counted) for found in standing)
+    incomplete = sum(not found.keys() >= set(due) for found in standing)
     return Summary(
         n=len(samples),
         clean_correct=len(correct),
         robust=len(standing) - incomplete,
         incomplete=incomplete,
-        attacks=tuple(_summarise_attack(key, _before(key, attacks), correct, len(samples)) for key in keys),
+        attacks=tuple(
+            _summarise_attack(key, _before(key, attacks), correct, len(samples), due=key[0] not in external)
+            for key in keys
+        ),
     )
 
 
@@ -230,7 +258,7 @@ def _before(key: Key, attacks: Specs) -> Collection[str]:
 
 
 def _summarise_attack(
-    key: Key, before: Collection[str], correct: Iterable[Mapping[Key, Sequence[Verdict]]], n: int
+    key: Key, before: Collection[str], correct: Iterable[Mapping[Key, Sequence[Verdict]]], n: int, *, due: bool
 ) -> AttackSummary:
     tried = [found.get(key, ()) for found in correct]
     taken = [
@@ -247,12 +275,20 @@ def _summarise_attack(
         broken=counts["broken"],
         invalid=counts["invalid"],
         timeout=counts["timeout"],
-        untried=counts["untried"],
+        untried=counts["untried"] if due else 0,
         n=n,
         spared=counts["spared"],
         routed=len(routed),
         flipped=sum(any(row.flipped for row in rows) for rows in routed),
     )
+
+
+def autoattack_keys(attacks: Collection[str], norm: str) -> list[Key]:
+    """The members of AutoAttack's standard version among a ledger's declared attacks, if all of them are there and
+    others besides: what to read AutoAttack's own number from, beside a worst case that knows more. Else none."""
+    members = AUTOATTACK.get(norm, ())
+    named = {*attacks}
+    return [(name, "whole") for name in members] if members and {*members} < named else []
 
 
 def held_by_all(rows: Iterable[Verdict], choices: Mapping[Name, Collection[Key]]) -> dict[Name, int]:

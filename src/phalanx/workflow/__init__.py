@@ -6,6 +6,7 @@ from phalanx.workflow.compute import cpu_threads, environment, pick_device, proc
 from phalanx.workflow.evaluating import (
     ANALYSIS_NAME,
     EVALUATION_NAME,
+    HONESTY_NAME,
     LEDGER_NAME,
     Conduct,
     evaluate_foreign,
@@ -23,6 +24,7 @@ from phalanx.workflow.training import Trained, prepare_run, run_config, train_in
 __all__ = [
     "ANALYSIS_NAME",
     "EVALUATION_NAME",
+    "HONESTY_NAME",
     "LEDGER_NAME",
     "Attacked",
     "Comparison",

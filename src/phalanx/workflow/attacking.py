@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from phalanx.config import EvaluationConfig, RunConfig
 from phalanx.data import ImageSet, load_data
 from phalanx.errors import CorruptError, HonestyError, InputError
+from phalanx.evaluation.model_parts import protocol_for
 from phalanx.evaluation.protocols import Member
 from phalanx.evaluation.rows import attack_rows
 from phalanx.loading import to_plain
@@ -30,7 +31,6 @@ from phalanx.routing import routed
 from phalanx.runs import RunFolder, Verdict, write_bytes, write_json, write_text
 from phalanx.training import Reporter, Silent
 from phalanx.workflow.compute import cpu_threads, pick_device
-from phalanx.workflow.measuring import protocol_for
 from phalanx.workflow.signals import stopped_by_signals
 from phalanx.workflow.training import refuse_other_data, require_finished, run_config
 
@@ -183,26 +183,31 @@ def _rejudge(
     """The ids of images that rounding alone decides otherwise. Raises HonestyError for any other difference."""
     path = target.resolve(IMAGES_NAME)
     x_adv, predicted, ids = _read(path)
-    other_size = batch_size // 2 + 1 if batch_size > 2 else batch_size + 1
-    answers: list[Tensor] = []
-    for batch in images.batches(other_size, device):
-        start = sum(map(len, answers))
+    size = other_size(batch_size)
+    parts: list[Tensor] = []
+    for batch in images.batches(size, device):
+        start = sum(map(len, parts))
         part = torch.from_numpy(x_adv[start : start + len(batch.y)]).to(device)
         if not bool(member.attack.threat.contains(part, batch.x).all()):
             raise HonestyError(f"{path}: an image is outside {member.attack.threat}; tell us how this came about")
-        answers.append(_answers(model, part))
-    logits = torch.cat(answers)
+        parts.append(answers(model, part))
+    logits = torch.cat(parts)
     differs = (logits.argmax(-1) != torch.from_numpy(predicted)) & logits.isfinite().all(-1)
     top = logits.topk(2, -1).values
     close = (top[:, 0] - top[:, 1]).abs() < CLOSE
     wrong = ids[(differs & ~close).numpy()]
     if len(wrong):
         raise HonestyError(
-            f"{len(wrong)} of {len(ids)} images are judged otherwise when read from {path} in batches of {other_size} "
+            f"{len(wrong)} of {len(ids)} images are judged otherwise when read from {path} in batches of {size} "
             f"(id {int(wrong[0])} first): the model's answer to an image depends on the batch it is in, or is random; "
             "such verdicts mean nothing"
         )
     return tuple(int(sample) for sample in ids[(differs & close).numpy()])
+
+
+def other_size(batch_size: int) -> int:
+    """Another number of images, to judge again in."""
+    return batch_size // 2 + 1 if batch_size > 2 else batch_size + 1
 
 
 def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
@@ -214,7 +219,8 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[n
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, x: Tensor) -> Tensor:
+def answers(model: nn.Module, x: Tensor) -> Tensor:
+    """(B, C) what a model in evaluation mode, in fp32, says to images (B, ...), on the CPU."""
     with frozen(model), exact_fp32(), preserved_rng():
         return routed(model, x).logits.cpu()
 

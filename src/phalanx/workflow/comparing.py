@@ -10,7 +10,7 @@ from typing import Any
 from phalanx.errors import InputError
 from phalanx.evaluation.compare import Paired
 from phalanx.runs import Binding, Ledger, Summary, Verdict, summarise
-from phalanx.runs.summary import Key, aside_attacks, held_samples
+from phalanx.runs.summary import Key, aside_attacks, external_attacks, held_samples
 from phalanx.workflow.measuring import LEDGER_NAME
 
 COMPARISON_SCHEMA = 1
@@ -85,7 +85,7 @@ class _Side:
     folder: Path
     binding: Binding
     attacks: Mapping[str, Mapping[str, Any]]
-    """Those that count, without their seeds."""
+    """Those that count, without their seeds; images that somebody submitted of one model do not."""
     rows: Sequence[Verdict]
 
     def held(self) -> dict[str, set[int]]:
@@ -134,7 +134,7 @@ def _read(folder: Path) -> _Side:
     counted = {
         name: {key: value for key, value in spec.items() if key != "seed"}
         for name, spec in attacks.items()
-        if name not in aside
+        if name not in (*aside, *external_attacks(attacks))
     }
     return _Side(folder, binding, counted, rows)
 

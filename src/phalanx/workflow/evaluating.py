@@ -17,13 +17,22 @@ from phalanx.models import load, load_mixtures
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter
 from phalanx.workflow.foreign import foreign_model, weights_record
-from phalanx.workflow.measuring import ANALYSIS_NAME, EVALUATION_NAME, LEDGER_NAME, Conduct, Subject, measure
+from phalanx.workflow.measuring import (
+    ANALYSIS_NAME,
+    EVALUATION_NAME,
+    HONESTY_NAME,
+    LEDGER_NAME,
+    Conduct,
+    Subject,
+    measure,
+)
 from phalanx.workflow.training import part_name, run_config
 from phalanx.workflow.viewing import viewed
 
 __all__ = [
     "ANALYSIS_NAME",
     "EVALUATION_NAME",
+    "HONESTY_NAME",
     "LEDGER_NAME",
     "Conduct",
     "evaluate_foreign",
@@ -49,6 +58,8 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """What an evaluation's folder is bound to."""
     seen = None if view is None else {key: value for key, value in to_plain(view).items() if key != "label"}
+    # folders from before there was attribution do not speak of it
+    asked = {} if config.attribution is None else {"attribution": config.attribution}
     return {
         "kind": "evaluation",
         "protocol": config.protocol,
@@ -58,6 +69,7 @@ def evaluation_record(
         "threat": to_plain(threat),
         "seed": seed,
         "view": seen,
+        **asked,
     }
 
 
@@ -148,7 +160,9 @@ def evaluate_foreign(
 
 
 def _bound(config: EvaluationConfig, settings: RunConfig, view: AnyView | None, conduct: Conduct) -> dict[str, Any]:
-    """An evaluation's record; a limit that can change verdicts is part of it."""
+    """An evaluation's record; surrogates, and a limit that can change verdicts, are part of it."""
     record = evaluation_record(config, settings.threat, settings.seed, view)
+    if conduct.surrogates:
+        record["surrogates"] = list(conduct.surrogates)
     seconds = conduct.limits.attack_seconds
     return record if seconds is None else {**record, "attack_seconds": seconds}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,42 @@ from torch import Tensor, nn
 from phalanx.config import EvaluationConfig, RunConfig
 from phalanx.data import ImageSet, Splits, load_data
 from phalanx.errors import LockedError
-from phalanx.evaluation import Evaluation, Limits, Protocol, Shard, analyse, evaluate, protocol
+from phalanx.evaluation import Evaluation, Limits, Protocol, Shard, analyse, evaluate
+from phalanx.evaluation.attribution import attribute, has_choice
 from phalanx.evaluation.checks import check_classes
 from phalanx.evaluation.evaluate import model_sha256
+from phalanx.evaluation.honesty import LEFT_OUT, parts_in_training, run_checks
+from phalanx.evaluation.model_parts import protocol_for
+from phalanx.evaluation.queries import query_curves
+from phalanx.evaluation.reachability import reachability
+from phalanx.evaluation.targeted import targeted_success
+from phalanx.evaluation.transfer import Surrogate, with_surrogates
 from phalanx.loading import to_plain
 from phalanx.nn import frozen
-from phalanx.routing import AdaptiveSmoothing, Counts, DualModel, counts
-from phalanx.runs import RunFolder, write_json
+from phalanx.routing import Counts, counts
+from phalanx.runs import RunFolder, Verdict, write_json
+from phalanx.runs.threats import coverage
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter, Silent
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
 from phalanx.workflow.signals import stopped_by_signals
+from phalanx.workflow.surrogates import surrogates
 from phalanx.workflow.training import refuse_other_data, require_finished
 
 EVALUATION_NAME = "evaluation.json"
 ANALYSIS_NAME = "analysis.json"
+ATTRIBUTION_NAME = "attribution.json"
+HONESTY_NAME = "honesty.json"
+QUERIES_NAME = "queries.json"
+TARGETED_NAME = "targeted.json"
 LEDGER_NAME = "ledger.sqlite"
 EVALUATION_SCHEMA = 1
 
 ANALYSED = 1000
 """At most so many images are analysed: the averages stand, and the cost does not grow with the data."""
+
+ATTRIBUTED_QUICKLY = 128
+"""At most so many where the protocol is "quick", which has two minutes."""
 
 COUNTED = 8
 """On so many images the model's cost is counted: it varies only with the routes, and only if experts differ in size."""
@@ -64,6 +81,8 @@ class Conduct:
     limits: Limits = field(default_factory=Limits)
     allow: tuple[str, ...] = ()
     """Of `phalanx.evaluation.checks.ALLOWED`."""
+    surrogates: tuple[str, ...] = ()
+    """Runs, or functions "module:function", whose models are attacked for what carries over."""
     announce: Callable[[str], None] | None = None
     """Hears about how long it will take."""
 
@@ -81,9 +100,19 @@ class _Measured:
     seen: dict[str, Any] | None
     started: str
     clock: float
+    surrogates: tuple[Surrogate, ...] = ()
+
+    @property
+    def tried(self) -> Protocol:
+        """The whole protocol of the evaluation."""
+        return with_surrogates(self.protocol(self.config.protocol), self.surrogates, self.threat)
 
     def protocol(self, name: str) -> Protocol:
-        return protocol_for(name, self.threat, self.model)
+        return protocol_for(name, self.threat, self.model, self.few())
+
+    def few(self) -> Tensor:
+        """The first images, on the model's device: what is looked at to know the model."""
+        return self.images.images(slice(0, COUNTED)).to(self.device)
 
     @property
     def threat(self) -> ThreatModel:
@@ -92,11 +121,6 @@ class _Measured:
     @property
     def seed(self) -> int:
         return self.subject.settings.seed
-
-
-def protocol_for(name: str, threat: ThreatModel, model: nn.Module) -> Protocol:
-    """What a protocol's name means for this model, which may have parts that others lack."""
-    return protocol(name, threat, halves=isinstance(model, DualModel), mixing=isinstance(model, AdaptiveSmoothing))
 
 
 def measure(
@@ -120,7 +144,7 @@ def _whole(
         if _begun(target, subject, shared=False):
             return None
         with target.records_outcome(), stopped_by_signals():
-            loaded = _load(subject, config)
+            loaded = _load(subject, config, conduct)
             found = _evaluated(target, loaded, reporter, conduct)
             if not found.finished:
                 target.mark("interrupted")
@@ -142,7 +166,7 @@ def _part(
         with target.turn():
             if _begun(target, subject, shared=True):
                 return None
-        loaded = _load(subject, config)
+        loaded = _load(subject, config, conduct)
         found = _evaluated(target, loaded, reporter, conduct)
         if not found.finished:
             return found
@@ -164,7 +188,7 @@ def _begun(target: RunFolder, subject: Subject, *, shared: bool) -> bool:
     return True
 
 
-def _load(subject: Subject, config: EvaluationConfig) -> _Measured:
+def _load(subject: Subject, config: EvaluationConfig, conduct: Conduct) -> _Measured:
     started, clock, device = now(), time.monotonic(), pick_device(subject.settings.device)
     data = load_data(subject.settings.data)
     for run in subject.runs:
@@ -172,7 +196,8 @@ def _load(subject: Subject, config: EvaluationConfig) -> _Measured:
     model, seen = subject.build(data, device)
     images = data.test if config.n is None else data.test.first(config.n)
     _check_outputs(model, images, device, subject.outputs or data.num_classes)
-    return _Measured(subject, config, data, images, device, model, seen, started, clock)
+    loaded = _Measured(subject, config, data, images, device, model, seen, started, clock)
+    return replace(loaded, surrogates=surrogates(conduct.surrogates, loaded.few()))
 
 
 @torch.no_grad()
@@ -190,7 +215,7 @@ def _evaluated(target: RunFolder, loaded: _Measured, reporter: Reporter, conduct
     return evaluate(
         loaded.model,
         loaded.images,
-        loaded.protocol(loaded.config.protocol),
+        loaded.tried,
         loaded.threat,
         ledger=target.resolve(LEDGER_NAME),
         batch_size=loaded.config.batch_size,
@@ -220,6 +245,15 @@ def _write(target: RunFolder, loaded: _Measured, found: Evaluation, reporter: Re
     config, seconds = loaded.config, time.monotonic() - loaded.clock
     if config.analysis is not None:
         write_json(target.resolve(ANALYSIS_NAME), _analysed(loaded, config.analysis, reporter))
+    attributed = _attributed(loaded, found, reporter) if _is_attributed(loaded) else None
+    if attributed is not None:
+        write_json(target.resolve(ATTRIBUTION_NAME), attributed)
+    curves = query_curves(found.rows, found.attacks)
+    if curves is not None:
+        write_json(target.resolve(QUERIES_NAME), curves.to_json())
+    if "thorough" in map(str.strip, config.protocol.split(",")):
+        write_json(target.resolve(TARGETED_NAME), _targeted(loaded, reporter))
+    write_json(target.resolve(HONESTY_NAME), _checked(loaded, found, attributed, reporter))
     record = {
         "schema": EVALUATION_SCHEMA,
         "label": loaded.subject.label,
@@ -235,9 +269,25 @@ def _write(target: RunFolder, loaded: _Measured, found: Evaluation, reporter: Re
         "data": {"name": loaded.data.name, "notes": list(loaded.data.notes)},
         "load": None if found.load is None else list(found.load),
         "counts": _counted(loaded).to_json(),
+        "reach": _reach(loaded, found),
+        "threats": threats_json(found.rows, found.attacks, loaded.threat),
         "model_sha256": model_sha256(loaded.model),
     }
     write_json(target.resolve(EVALUATION_NAME), record)
+
+
+def threats_json(
+    rows: Iterable[Verdict], attacks: Mapping[str, Mapping[str, Any]], threat: ThreatModel
+) -> list[dict[str, Any]]:
+    """The threat-coverage table, as evaluation.json has it."""
+    return [line.to_json() for line in coverage(rows, attacks, threat.norm, str(threat.eps))]
+
+
+def _reach(loaded: _Measured, found: Evaluation) -> dict[str, int] | None:
+    proved = reachability(
+        loaded.model, loaded.images, loaded.threat, found.rows, aside=found.aside, device=loaded.device
+    )
+    return None if proved is None else proved.to_json()
 
 
 def _counted(loaded: _Measured) -> Counts:
@@ -257,5 +307,62 @@ def _analysed(loaded: _Measured, name: str, reporter: Reporter) -> dict[str, Any
         batch_size=loaded.config.batch_size,
         seed=loaded.seed,
         device=loaded.device,
+        progress=reporter.progress,
+    ).to_json()
+
+
+_ATTRIBUTED = re.compile(r"standard|plus|quick|thorough|routing-\d+")
+
+
+def _is_attributed(loaded: _Measured) -> bool:
+    config = loaded.config
+    by_default = any(_ATTRIBUTED.fullmatch(part.strip()) for part in config.protocol.split(","))
+    wanted = by_default if config.attribution is None else config.attribution
+    return wanted and len(loaded.images) > 0 and has_choice(loaded.model, loaded.images, loaded.device)
+
+
+def _attributed(loaded: _Measured, found: Evaluation, reporter: Reporter) -> dict[str, Any]:
+    most = ATTRIBUTED_QUICKLY if loaded.config.protocol.strip() == "quick" else ANALYSED
+    return attribute(
+        loaded.model,
+        loaded.images.first(min(most, len(loaded.images))),
+        found,
+        loaded.tried,
+        batch_size=loaded.config.batch_size,
+        seed=loaded.seed,
+        device=loaded.device,
+        progress=reporter.progress,
+    ).to_json()
+
+
+def _targeted(loaded: _Measured, reporter: Reporter) -> dict[str, Any]:
+    return targeted_success(
+        loaded.model,
+        loaded.images.first(min(ANALYSED, len(loaded.images))),
+        loaded.threat,
+        num_classes=loaded.subject.outputs or loaded.data.num_classes,
+        batch_size=loaded.config.batch_size,
+        seed=loaded.seed,
+        device=loaded.device,
+        progress=reporter.progress,
+    ).to_json()
+
+
+def _checked(
+    loaded: _Measured, found: Evaluation, attributed: dict[str, Any] | None, reporter: Reporter
+) -> dict[str, Any]:
+    checks = loaded.config.checks
+    if checks == 0:
+        return LEFT_OUT.to_json()
+    return run_checks(
+        loaded.model,
+        loaded.images,
+        found,
+        loaded.tried,
+        samples=checks,
+        seed=loaded.seed,
+        device=loaded.device,
+        in_training=parts_in_training(loaded.model),
+        attribution=attributed,
         progress=reporter.progress,
     ).to_json()

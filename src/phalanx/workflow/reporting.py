@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from phalanx.config import RunConfig, load_run
+from phalanx.config import AnyView, RunConfig, load_run
 from phalanx.data import DataConfig
 from phalanx.errors import InputError
 from phalanx.loading import load_recipe
@@ -54,12 +54,16 @@ def _row(evaluation: Path, run: Path | None, name: str) -> RowSource:
     if record is None:
         return RowSource(label, run, evaluation)
     view = load_recipe(Viewing, None, values={"view": record}).value.view
-    # a study's own runs lie beside the evaluation; others are paths as they were given
-    runs = {
+    return row_source(label, evaluation, view_runs(view, evaluation))
+
+
+def view_runs(view: AnyView, evaluation: Path) -> dict[str, Path]:
+    """The runs that an evaluated view is made of, by what they become: a study's own lie beside the evaluation, others
+    are paths as they were given."""
+    return {
         part: beside if (beside := evaluation.parent / name).is_dir() else Path(name)
         for part, name in view.made_of.items()
     }
-    return row_source(label, evaluation, runs)
 
 
 def report_on(

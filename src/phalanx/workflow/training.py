@@ -21,6 +21,7 @@ from phalanx.config import (
     MixtureConfig,
     RunConfig,
     SynergyConfig,
+    UpcycledConfig,
     bound_config,
 )
 from phalanx.data import Splits, load_data
@@ -40,6 +41,7 @@ from phalanx.models import (
     read_description,
     save_description,
     single_network,
+    upcycle,
     weights_before,
 )
 from phalanx.routing import AdaptiveSmoothing, DualModel, LayerMixture, MixtureOfExperts, SynergyOfExperts
@@ -213,14 +215,14 @@ def check_unmade(config: RunConfig, parts: Mapping[str, RunConfig], data: Splits
         if settings.data != config.data:
             raise InputError(f"the {name} is trained on other data than the model made of it; give both the same data")
         if name == ROUTER:
-            begun = new_router(check_planned_router(config, settings), data, settings.run_seed)
+            begun = new_router(check_planned_router(config, settings), data, settings.run_seed, settings.threat)
             continue
         if isinstance(settings.model, MaskedConfig):
             models[name] = build_masked(settings.model, data, settings.run_seed)
             continue
         if not isinstance(settings.model, MixtureConfig):
             raise InputError(f"the {name} must be a mixture, not made of other runs itself; name another run")
-        models[name] = build_mixture(settings.model, data, settings.run_seed)
+        models[name] = build_mixture(settings.model, data, settings.run_seed, settings.threat)
     folders = {part_name(part): Path(run) for part, run in config.model.made_of.items()}
     model = _put_together(config, folders, models, data, begun)
     config.method.within(config.threat).check(model, data.num_classes)
@@ -231,7 +233,7 @@ def _build(config: RunConfig, data: Splits, folders: Folders) -> tuple[Buildable
     """The model to train, and the sha256 of the weights of the runs, or of the file, that it begins with."""
     model = config.model
     if isinstance(model, MixtureConfig):
-        return build_mixture(model, data, config.run_seed), weights_before(model)
+        return build_mixture(model, data, config.run_seed, config.threat), weights_before(model)
     if isinstance(model, LayersConfig):
         return build_layers(model, data, config.run_seed), {}
     if isinstance(model, MaskedConfig) and model.start is None:
@@ -278,8 +280,10 @@ def _put_together(
     if isinstance(config.model, MaskedConfig):
         (run,) = runs.values()
         return begun_masked(config.model, data, config.run_seed, run, experts[0])
+    if isinstance(config.model, UpcycledConfig):
+        return upcycle(config.model, experts[0], data, config.run_seed, config.threat)
     assert isinstance(config.model, AssembledConfig)
-    return assemble(config.model, experts, data, config.run_seed, begun)
+    return assemble(config.model, experts, data, config.run_seed, begun, config.threat)
 
 
 def require_finished(run: Path, what: str = "") -> None:
