@@ -292,8 +292,8 @@ RUN_FILES = [
     "checkpoints/step-00000006/optimizer.safetensors", "checkpoints/step-00000006/state.json",
 ]  # fmt: skip
 EVALUATION_FILES = [
-    "run.json", "MANIFEST.json", "evaluation.json", "honesty.json", "analysis.json", "attribution.json", "ledger.sqlite",
-    "ledger.sqlite.sha256",
+    "run.json", "MANIFEST.json", "evaluation.json", "honesty.json", "analysis.json", "attribution.json",
+    "ledger.sqlite", "ledger.sqlite.sha256",
 ]  # fmt: skip
 
 

@@ -486,7 +486,10 @@ def compare(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Studies, evaluated runs or models' evaluations, side by side.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="FOLDER...", help="Studies, evaluated runs or models' evaluations, side by side."),
+    ],
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where to write. [default: the first folder]"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from phalanx.config import AssembledConfig, LayersConfig, MaskedConfig, MixtureConfig, RouterConfig, SynergyConfig
+from phalanx.config import (
+    AssembledConfig,
+    LayersConfig,
+    MaskedConfig,
+    MixtureConfig,
+    RouterConfig,
+    SynergyConfig,
+    UpcycledConfig,
+)
 from phalanx.data import Splits
 from phalanx.errors import CorruptError, InputError
 from phalanx.experts import TIMM, TwoHeaded, build_backbone, build_expert, weights_sha256
@@ -25,29 +34,51 @@ from phalanx.routing import (
     LayerMixture,
     MixedNUTS,
     MixtureOfExperts,
+    RobustRouter,
     RoutedLayers,
     SynergyOfExperts,
     UniformRouter,
     build_hierarchical,
     build_router,
+    fit_robust_router,
+    fit_rows,
 )
 from phalanx.runs.atomic import render_json
 from phalanx.runs.checkpoint import load_tensors
 from phalanx.runs.sidecar import read_protected, write_protected
+from phalanx.threat import ThreatModel
 
 MODEL_NAME = "model.json"
 MODEL_SCHEMA = 1
 Weights = Literal["best", "last"]
 
 
-def build_mixture(config: MixtureConfig, data: Splits, seed: int) -> MixtureOfExperts:
-    """A freshly initialised mixture for `data`; the same seed gives the same weights. Raises InputError."""
+def build_mixture(
+    config: MixtureConfig, data: Splits, seed: int, threat: ThreatModel | None = None
+) -> MixtureOfExperts:
+    """A freshly initialised mixture for `data`; the same seed gives the same weights. A robust router is fitted for
+    `threat` to the training images. Raises InputError."""
     with preserved_rng():
         torch.manual_seed(seed)
         experts = [_expert(config.expert, config.options, data) for _ in range(config.experts)]
-        router = None if config.experts == 1 else _router(config.router, data, config.experts)
+        router = None if config.experts == 1 else _router(config.router, data, config.experts, seed, threat)
     return MixtureOfExperts(
-        router, experts, config.top_k, temperature=config.temperature, train_router=config.router.train
+        router, experts, config.top_k, temperature=config.temperature, train_router=config.router.trains
+    )
+
+
+def upcycle(
+    config: UpcycledConfig, network: nn.Module, data: Splits, seed: int, threat: ThreatModel
+) -> MixtureOfExperts:
+    """A mixture of copies of `network` behind a new router. Raises InputError."""
+    router = None
+    if config.experts > 1:
+        with preserved_rng():
+            torch.manual_seed(seed)
+            router = _router(config.router, data, config.experts, seed, threat)
+    experts = [copy.deepcopy(network) for _ in range(config.experts)]
+    return MixtureOfExperts(
+        router, experts, config.top_k, temperature=config.temperature, train_router=config.router.trains
     )
 
 
@@ -193,11 +224,16 @@ def masked_network(
 
 
 def assemble(
-    config: AssembledConfig, experts: Sequence[nn.Module], data: Splits, seed: int, begun: nn.Module | None = None
+    config: AssembledConfig,
+    experts: Sequence[nn.Module],
+    data: Splits,
+    seed: int,
+    begun: nn.Module | None = None,
+    threat: ThreatModel | None = None,
 ) -> MixtureOfExperts:
     """A mixture of given experts behind a router that begins as `begun` or, without one, freshly initialised; the same
     seed gives the same router. Raises InputError for a `begun` that is another router than the configured one."""
-    router = new_router(config, data, seed)
+    router = new_router(config, data, seed, threat)
     if begun is not None:
         _copy_router(begun, router)
     return MixtureOfExperts(
@@ -205,17 +241,17 @@ def assemble(
         experts,
         config.top_k,
         temperature=config.temperature,
-        train_router=config.router.train,
+        train_router=config.router.trains,
         train_experts=config.train_experts,
         checkpoint=config.checkpoint,
     )
 
 
-def new_router(config: AssembledConfig, data: Splits, seed: int) -> nn.Module:
-    """The freshly initialised router of an assembled mixture."""
+def new_router(config: AssembledConfig, data: Splits, seed: int, threat: ThreatModel | None = None) -> nn.Module:
+    """The freshly initialised, or freshly fitted, router of an assembled mixture."""
     with preserved_rng():
         torch.manual_seed(seed)
-        return _router(config.router, data, len(config.experts))
+        return _router(config.router, data, len(config.experts), seed, threat)
 
 
 def _copy_router(source: nn.Module, target: nn.Module) -> None:
@@ -256,12 +292,22 @@ def _square(data: Splits) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _router(config: RouterConfig, data: Splits, num_experts: int) -> nn.Module:
+def _router(
+    config: RouterConfig, data: Splits, num_experts: int, seed: int, threat: ThreatModel | None
+) -> nn.Module:
+    if config.name == "robust":
+        return _fitted(config, data, num_experts, seed, threat or ThreatModel())
     options: dict[str, Any] = {"mean": list(data.mean), "std": list(data.std)}
     options |= {} if config.hidden is None else {"hidden": list(config.hidden)}
     if config.groups is not None:
         return build_hierarchical(config.kind, data.shape, num_experts, groups=config.groups, **options)
     return build_router(config.kind, data.shape, num_experts, **options)
+
+
+def _fitted(config: RouterConfig, data: Splits, num_experts: int, seed: int, threat: ThreatModel) -> RobustRouter:
+    given = {key: value for key, value in config.fit_options.items() if value is not None}
+    images = data.train.images(fit_rows(len(data.train), seed))
+    return fit_robust_router(images, num_experts, config.threat_within(threat), seed=seed, **given)
 
 
 def load_mixtures(runs: Mapping[str, Path]) -> dict[str, MixtureOfExperts]:
@@ -309,6 +355,8 @@ def build(spec: Mapping[str, Any]) -> nn.Module:
         return HierarchicalRouter(build(arguments["top"]), [build(group) for group in arguments["groups"]])
     if kind == "expert":
         return build_expert(rest, **arguments)
+    if name == "router.robust":
+        return RobustRouter(**arguments)
     if kind == "router":
         return build_router(rest, **arguments)
     if kind == "mixture":

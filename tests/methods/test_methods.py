@@ -70,6 +70,8 @@ REFUSED |= {("jtdmoe", layout) for layout in LAYOUTS if layout != "dual"}
 REFUSED |= {("soe", layout) for layout in LAYOUTS}
 # adaptive smoothing has a model of its own (see test_adaptive_smoothing)
 REFUSED |= {("adaptive_smoothing", layout) for layout in LAYOUTS}
+# closed_ranks wants a robust router (see test_closed_ranks)
+REFUSED |= {("closed_ranks", layout) for layout in LAYOUTS}
 # AdvMoE moves a router and experts in turn
 REFUSED |= {("advmoe", layout) for layout in ("frozen router", "frozen experts", "one expert", "dual")}
 
@@ -134,8 +136,8 @@ def _watched(name: str, modes: list[_Modes]) -> nn.Module:
     return DualModel(tiny.mixture(seed=1), model, 0.5) if name == "jtdmoe" else model
 
 
-# adaptive smoothing's halves stay in evaluation mode
-@pytest.mark.parametrize("name", sorted({*METHODS} - {"adaptive_smoothing"}))
+# adaptive smoothing's halves stay in evaluation mode; closed_ranks has a test of its own
+@pytest.mark.parametrize("name", sorted({*METHODS} - {"adaptive_smoothing", "closed_ranks"}))
 def test_attacks_see_evaluation_mode_losses_training_mode(name: str) -> None:
     modes = [_Modes() for _ in range(3)]
     _step(_watched(name, modes), METHODS[name]().within(tiny.THREAT))

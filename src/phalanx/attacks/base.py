@@ -23,7 +23,6 @@ from phalanx.rng import SampleRng
 from phalanx.routing import Routed, RouteTree, flipped, routed
 from phalanx.threat import Norm, ThreatModel, check_radius, parse_epsilon
 
-
 VERDICT_QUERIES = 2
 """Of a result's queries, those that judge: of the clean image, and of the perturbed one."""
 

@@ -9,6 +9,7 @@ from phalanx.config.models import (
     MaskedConfig,
     MixtureConfig,
     SynergyConfig,
+    UpcycledConfig,
 )
 from phalanx.config.parts import Mix, Scalar
 from phalanx.config.recipes import (
@@ -55,6 +56,7 @@ __all__ = [
     "StudyConfig",
     "StudyRun",
     "SynergyConfig",
+    "UpcycledConfig",
     "ValidationConfig",
     "bound_config",
     "find_recipe",

@@ -82,8 +82,8 @@ class LayersConfig:
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale must be in (0, 1], got {self.scale}")
         check_gate(self.top_k, self.experts, self.temperature)
-        if self.router.name == "hierarchical":
-            raise ValueError("router of a layer-level mixture cannot be hierarchical; choose another")
+        if self.router.name in ("hierarchical", "robust"):
+            raise ValueError(f"router of a layer-level mixture cannot be {self.router.name}; choose another")
         if self.routers != "shared" and (self.router.name, self.router.hidden) != ("resnet20", None):
             raise ValueError(f"router is the shared one's kind and means nothing to routers {self.routers!r}; drop it")
         if self.batch_norm == "per_expert" and self.routers == "layer":
@@ -241,7 +241,44 @@ class SynergyConfig:
         return {}
 
 
+@dataclass(frozen=True, kw_only=True)
+class UpcycledConfig:
+    """A mixture whose experts all begin as one finished run of a single network, behind a new router."""
+
+    name: Literal["upcycled"] = "upcycled"
+    start: str
+    """A finished run's folder or, in a study, the name of one of its runs."""
+    experts: int = 2
+    """How many copies; 1 goes on training the network, without a router."""
+    router: RouterConfig = field(default_factory=RouterConfig)
+    """Unused by a single network. Equal experts give a learned router nothing to choose by: take a robust one, or
+    train: false."""
+    top_k: int | Literal["all"] = 1
+    """How many experts answer for each image; "all" is the soft gate."""
+    temperature: float = 1.0
+    """Divides the router's scores inside the gate's softmax."""
+
+    def __post_init__(self) -> None:
+        if self.experts < 1:
+            raise ValueError(f"experts must be at least 1, got {self.experts}")
+        check_gate(self.top_k, self.experts, self.temperature)
+        if self.experts > 1:
+            self.router.check_experts(self.experts)
+
+    @property
+    def made_of(self) -> Mapping[str, str]:
+        """The run it begins as."""
+        return {"network": self.start}
+
+
 AnyModel = Annotated[
-    MixtureConfig | LayersConfig | MaskedConfig | DualConfig | AdaptiveConfig | AssembledConfig | SynergyConfig,
+    MixtureConfig
+    | LayersConfig
+    | MaskedConfig
+    | DualConfig
+    | AdaptiveConfig
+    | AssembledConfig
+    | UpcycledConfig
+    | SynergyConfig,
     Field(discriminator="name"),
 ]

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from phalanx.threat import Norm, ThreatModel
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterConfig:
     """What decides which experts answer."""
 
-    name: Literal["linear", "mlp", "cnn", "resnet20", "hierarchical"] = "linear"
-    """One linear layer on the pixels, a fully connected network, a small convolutional one, AdvMoE's ResNet-20, or a
-    router of routers: one chooses a group of experts, and one for each group an expert in it."""
+    name: Literal["linear", "mlp", "cnn", "resnet20", "hierarchical", "robust"] = "linear"
+    """One linear layer on the pixels, a fully connected network, a small convolutional one, AdvMoE's ResNet-20, a
+    router of routers: one chooses a group of experts, and one for each group an expert in it; or a robust one, which is
+    fitted to the training images and the threat before training and then never moves (see `RobustRouter`)."""
     groups: int | None = None
     """Of a hierarchical router: how many groups of equal size, group 0 being the first experts."""
     inner: Literal["linear", "mlp", "cnn", "resnet20"] | None = None
@@ -20,14 +23,32 @@ class RouterConfig:
     hidden: tuple[int, ...] | None = None
     """Widths of the hidden layers of mlp or cnn; None is the router's own default."""
     train: bool = True
-    """False keeps the router at its random initial weights (the released dual-model code's choice)."""
+    """False keeps the router at its random initial weights (the released dual-model code's choice). A robust router
+    does not train, whatever is said here."""
+    features: Literal["pixels", "low_pass", "pooled"] | None = None
+    """Of a robust router: what it is linear in, see `fit_robust_router`; None is pixels."""
+    layout: Literal["tree", "flat"] | None = None
+    """Of a robust router: one split after the other or all regions at once; None is tree. Two experts are one split."""
+    attempts: int | None = None
+    """Of a robust router: clusterings to begin with, of which the best is kept; None is 12."""
+    eps: float | str | None = None
+    """Of a robust router: the radius it is fitted for; None is the recipe's threat."""
+    norm: Norm | None = None
+    """Of a robust router: the norm, likewise."""
 
     def __post_init__(self) -> None:
         if self.name != "hierarchical" and (self.groups, self.inner) != (None, None):
             raise ValueError(f"groups and inner are of a hierarchical router, got a {self.name} one; leave them out")
         if self.name == "hierarchical" and self.groups is None:
             raise ValueError("groups must be given for a hierarchical router, for example 2")
-        if self.hidden is not None and self.kind in ("linear", "resnet20"):
+        ours = {**self.fit_options, "eps": self.eps, "norm": self.norm}
+        given = [field for field, value in ours.items() if value is not None]
+        if self.name != "robust" and given:
+            raise ValueError(f"{given[0]} is of a robust router, got a {self.name} one; leave it out")
+        if self.attempts is not None and self.attempts < 1:
+            raise ValueError(f"attempts must be at least 1, got {self.attempts}")
+        self.threat_within(ThreatModel())
+        if self.hidden is not None and self.kind in ("linear", "resnet20", "robust"):
             raise ValueError(f"hidden cannot be set for a {self.kind} router, got {self.hidden}; choose mlp or cnn")
         if self.hidden is not None and (not self.hidden or min(self.hidden) < 1):
             raise ValueError(f"hidden must hold widths of at least 1, got {self.hidden}")
@@ -36,6 +57,20 @@ class RouterConfig:
     def kind(self) -> str:
         """Of the router, or of those in a hierarchical one."""
         return (self.inner or "linear") if self.name == "hierarchical" else self.name
+
+    @property
+    def trains(self) -> bool:
+        """Whether it moves with the experts."""
+        return self.train and self.name != "robust"
+
+    @property
+    def fit_options(self) -> dict[str, Any]:
+        """How a robust router is fitted, by field of `fit_robust_router`; None where nothing is said."""
+        return {"features": self.features, "layout": self.layout, "attempts": self.attempts}
+
+    def threat_within(self, threat: ThreatModel) -> ThreatModel:
+        """What a robust router is fitted for in a recipe with this threat. Raises ValueError for a bad radius."""
+        return ThreatModel(self.norm or threat.norm, threat.eps if self.eps is None else self.eps)
 
     def check_experts(self, experts: int) -> None:
         """Raises ValueError unless the router can choose among so many."""

@@ -52,8 +52,8 @@ class EvaluationConfig:
     1,000 images (128 under "quick"); it costs 20 gradient steps 6 times for the model and 3 times for each expert. None
     does it for models with a route under standard, plus, quick, thorough and routing-STEPS."""
     checks: int | None = None
-    """Images that the honesty checks look at, spread over the split; 0 leaves the checks out. None is 256 under standard,
-    thorough, plus and rand, else 64."""
+    """Images that the honesty checks look at, spread over the split; 0 leaves the checks out. None is 256 under
+    standard, thorough, plus and rand, else 64."""
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:

@@ -8,6 +8,7 @@ from phalanx.methods.adaptive_smoothing import AdaptiveSmoothingTraining
 from phalanx.methods.advmoe import AdvMoE
 from phalanx.methods.at import AT
 from phalanx.methods.base import LabelledBatch, Loss, Method, Update
+from phalanx.methods.closed_ranks import ClosedRanks
 from phalanx.methods.dwf import DWF
 from phalanx.methods.free_at import FreeAT
 from phalanx.methods.jtdmoe import JTDMoE
@@ -17,7 +18,7 @@ from phalanx.methods.st import ST
 from phalanx.methods.trades import TRADES
 
 AnyMethod = Annotated[
-    ST | AT | TRADES | RTER | JTDMoE | DWF | SOE | FreeAT | AdaptiveSmoothingTraining | AdvMoE,
+    ST | AT | TRADES | RTER | JTDMoE | DWF | SOE | FreeAT | AdaptiveSmoothingTraining | AdvMoE | ClosedRanks,
     Field(discriminator="name"),
 ]
 """The methods a recipe can name."""
@@ -33,11 +34,13 @@ METHODS: dict[
     | type[SOE]
     | type[FreeAT]
     | type[AdaptiveSmoothingTraining]
-    | type[AdvMoE],
+    | type[AdvMoE]
+    | type[ClosedRanks],
 ] = {
     "adaptive_smoothing": AdaptiveSmoothingTraining,
     "advmoe": AdvMoE,
     "at": AT,
+    "closed_ranks": ClosedRanks,
     "dwf": DWF,
     "free_at": FreeAT,
     "jtdmoe": JTDMoE,
@@ -58,6 +61,7 @@ __all__ = [
     "AdaptiveSmoothingTraining",
     "AdvMoE",
     "AnyMethod",
+    "ClosedRanks",
     "FreeAT",
     "JTDMoE",
     "LabelledBatch",

@@ -5,13 +5,16 @@ from phalanx.routing.controls import ControlGate, with_gate
 from phalanx.routing.counts import Counts, counts
 from phalanx.routing.dual import DualModel, DualRoute
 from phalanx.routing.ensemble import Ensemble
+from phalanx.routing.fit_router import fit_robust_router, fit_rows
 from phalanx.routing.gates import gate
 from phalanx.routing.hierarchical import HierarchicalRouter, build_hierarchical
 from phalanx.routing.moe import MixtureOfExperts
 from phalanx.routing.moe_conv import ExpertNorm2d, MoEConv2d, RoutedLayers
 from phalanx.routing.moe_layers import FeatureRouter, LayerMixture
 from phalanx.routing.nuts import LogitMap, MixedNUTS, normalised
+from phalanx.routing.reach import ProvableRouter, Regions, reachable
 from phalanx.routing.resnet_router import ResNetRouter
+from phalanx.routing.robust_router import RobustRouter
 from phalanx.routing.route import (
     Route,
     Routed,
@@ -49,7 +52,10 @@ __all__ = [
     "MixedNUTS",
     "MixtureOfExperts",
     "MoEConv2d",
+    "ProvableRouter",
+    "Regions",
     "ResNetRouter",
+    "RobustRouter",
     "Route",
     "RouteTree",
     "Routed",
@@ -62,6 +68,8 @@ __all__ = [
     "build_router",
     "counts",
     "dense",
+    "fit_robust_router",
+    "fit_rows",
     "flipped",
     "gate",
     "gate_entropy",
@@ -72,6 +80,7 @@ __all__ = [
     "normalised",
     "only",
     "pin",
+    "reachable",
     "routed",
     "select",
     "with_gate",

@@ -52,7 +52,7 @@ def _random_router(router: nn.Module, num_experts: int, seed: int) -> LinearRout
     recorded = _recorded_input(router)
     with preserved_rng():
         torch.manual_seed(seed)
-        return LinearRouter(recorded["shape"], num_experts, mean=recorded["mean"], std=recorded["std"])
+        return LinearRouter(recorded["shape"], num_experts, mean=recorded.get("mean"), std=recorded.get("std"))
 
 
 def _recorded_input(router: nn.Module) -> dict[str, Any]:
