@@ -24,7 +24,8 @@ from phalanx.evaluation.claim import read_evaluation
 from phalanx.report import build_page, evaluation_text, render_html, terminal_table, to_json
 from phalanx.runs import Ledger, RunFolder
 from phalanx.runs.sidecar import verify_sidecar
-from phalanx.workflow import evaluate_run, find_rows, run_config
+from phalanx.runs.threats import HOW
+from phalanx.workflow import compare, evaluate_run, find_rows, run_config
 from phalanx.workflow.challenge import standings, submit
 from phalanx.workflow.evaluated import Evaluated, Foreign
 from phalanx.workflow.submission import read_submission
@@ -133,6 +134,14 @@ def test_a_few_images_leave_the_evaluation_finished(run: Path, images: Path, tmp
     x = clean.images(slice(0, N)).numpy()
     same = submit(written(tmp_path / "clean.npz", x_adv=x, ids=clean.ids), run, "carol")
     assert same.before == same.standing.robust == after.robust and same.challenge.broken == 0
+
+
+def test_a_comparison_leaves_submissions_out(made: Path, run: Path, images: Path) -> None:
+    threats = json.loads((evaluation_of(run) / "evaluation.json").read_bytes())["threats"]
+    assert [line["threat"] for line in threats] == list(HOW) and threats[2]["status"] == "measured"
+    submit(images, run, "alice")
+    same = compare(made / "run", run).measures
+    assert list(same) == ["SA", "RA", "fgsm:0.01", "square-2"] and same["RA"].difference == 0
 
 
 def test_the_order_of_submissions_does_not_matter(made: Path, images: Path, tmp_path: Path) -> None:
@@ -255,23 +264,27 @@ def _header(shape: tuple[int, ...]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "members",
+    ("members", "message"),
     [
-        {"x_adv.npy": _header((10**12, 1, 8, 8)), "ids.npy": b""},
-        {"x_adv.npy": _header((N, 1, 8, 8)) + b"\0" * 40, "ids.npy": b""},
-        {"x_adv.npy": _header((-5, 1, 8, 8)), "ids.npy": b""},
-        {"x_adv.npy": b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16, "ids.npy": b""},
-        {"x_adv.npy": b"", "ids.npy": b""},
+        ({"x_adv.npy": _header((10**12, 1, 8, 8))}, r"x_adv has the shape .* more than all images"),
+        (
+            {"x_adv.npy": _header((10**5, 1, 8, 8)) + bytes(4 * 10**5 * 64)},
+            r"x_adv has the shape .* more than all images",
+        ),
+        ({"x_adv.npy": _header((N, 1, 8, 8)) + bytes(40)}, "ends early"),
+        ({"x_adv.npy": _header((-5, 1, 8, 8))}, "no sound"),
+        ({"x_adv.npy": b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16}, "no sound"),
+        ({"x_adv.npy": b""}, "no sound"),
     ],
 )
 def test_a_file_that_lies_about_its_size_sets_nothing_aside(
-    made: Path, tmp_path: Path, members: Mapping[str, bytes]
+    made: Path, tmp_path: Path, members: Mapping[str, bytes], message: str
 ) -> None:
     file = tmp_path / "bomb.npz"
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in {**members, "ids.npy": b""}.items():
             archive.writestr(name, content)
-    with pytest.raises(InputError, match=r"bomb\.npz"):
+    with pytest.raises(InputError, match=message):
         read_submission(file, load_data("digits").test.first(N), run_config(made / "run").threat)
 
 
@@ -453,3 +466,13 @@ def test_a_model_made_elsewhere_is_challenged_only_by_naming_its_code(phalanx: R
     assert submit(file, folder, "x", foreign=Foreign("foreign_models:linear")).merged
     with Ledger.read(folder / "ledger.sqlite") as ledger:
         assert "external:x" in ledger.attacks()
+
+
+def test_an_evaluation_is_found_beside_its_run_and_by_itself(run: Path, images: Path) -> None:
+    inside = evaluation_of(run)
+    assert submit(images, inside, "inside").standing.folder == inside
+    beside = Path(shutil.move(inside, run.with_name("run.evaluation")))
+    assert submit(images, run, "beside").standing.folder == beside
+    assert submit(images, beside, "itself").standing.folder == beside
+    with pytest.raises(InputError, match="is not evaluated; run phalanx evaluate first"):
+        submit(images, run.parent, "x")

@@ -130,7 +130,8 @@ def test_evaluate_and_report_of_a_run(phalanx: Run, study: Path, tmp_path: Path)
     code, out, _ = phalanx("evaluate", study / "at", *asked)
     assert code == 0
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines] == ["clean", "fgsm", "pgd-2x2-margin", "worst", "the", "evaluation:"]
+    heads = ["clean", "fgsm", "pgd-2x2-margin", "worst", "threats", "the", "evaluation:"]
+    assert [line.split()[0] for line in lines] == heads
     assert all("n = 30" in line and "[" in line for line in lines[:4])
     assert phalanx("evaluate", study / "at", *asked)[1] == out
     code, out, _ = phalanx("report", study, study / "at", "--out", tmp_path)

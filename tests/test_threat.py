@@ -258,3 +258,13 @@ def test_an_linf_radius_above_one_is_a_forgotten_255() -> None:
     assert ThreatModel("L2", "8").epsilon == 8
     with pytest.raises(ValueError, match="eps must be a number"):
         parse_epsilon("1 0")
+
+
+@pytest.mark.parametrize("eps", ["1/20", "1/2", "12"])
+def test_rounding_leaves_the_l1_ball_to_no_image(eps: str) -> None:
+    threat, generator = ThreatModel("L1", eps), torch.Generator().manual_seed(0)
+    x = torch.rand(50, 3, 32, 32, generator=generator)
+    far = x + torch.randn(x.shape, generator=generator) * 0.02
+    projected = threat.project(far, x)
+    excess = threat.distance(projected, x) - threat.epsilon
+    assert excess.max() <= 0 and excess.min() >= -threat.epsilon / 500

@@ -292,9 +292,7 @@ def _square(data: Splits) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _router(
-    config: RouterConfig, data: Splits, num_experts: int, seed: int, threat: ThreatModel | None
-) -> nn.Module:
+def _router(config: RouterConfig, data: Splits, num_experts: int, seed: int, threat: ThreatModel | None) -> nn.Module:
     if config.name == "robust":
         return _fitted(config, data, num_experts, seed, threat or ThreatModel())
     options: dict[str, Any] = {"mean": list(data.mean), "std": list(data.std)}

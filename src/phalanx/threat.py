@@ -116,7 +116,9 @@ class ThreatModel:
         x_BD = x.flatten(1).double()
         delta_BD = x_adv.flatten(1).double() - x_BD
         room_BD = torch.where(delta_BD > 0, 1 - x_BD, x_BD)
-        projected_BD = x_BD + _project_l1(delta_BD, room_BD, epsilon)
+        # rounding to the pixels' precision may lengthen every pixel's step by half a unit in the last place below 1
+        slack = min(x_BD.shape[1] * torch.finfo(x.dtype).eps / 4, epsilon / 1000)
+        projected_BD = x_BD + _project_l1(delta_BD, room_BD, epsilon - slack)
         return projected_BD.reshape(x.shape).to(x.dtype).clamp(0, 1)
 
     def random_start(self, x: Tensor, rng: SampleRng, *, restart: int = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from honesty_samples import (
@@ -19,7 +20,8 @@ from honesty_samples import (
 )
 from torch import Tensor, nn
 
-from phalanx.attacks import PGD
+from phalanx.attacks import PGD, Target
+from phalanx.data import ImageSet
 from phalanx.evaluation.honesty import CHECKS, look
 from phalanx.evaluation.honesty.planted import Oracle, SideRouter, fragile, hard_routing
 from phalanx.routing import MixtureOfExperts
@@ -184,3 +186,19 @@ def test_samples_are_made_as_they_say() -> None:
     batch = probed(name=WEAK).batch
     assert torch.equal(SOUND(batch.x), answer(batch.x, 1 - 2 * margin_of(batch.x)))
     assert isinstance(PGD().within, object) and Oracle()(batch.x).argmax(-1).equal(batch.y)
+
+
+def test_m5_asks_nothing_of_an_image_that_errs_already() -> None:
+    def third(x: Tensor) -> Tensor:
+        """Right on grey images; on others the label is third, where DLR is constant."""
+        level = x.flatten(1).mean(1)
+        right = torch.stack([level + 2, level * 0.5, level * 0.3, level * 0], 1)
+        wrong = torch.stack([level * 0.5, level + 5, level * 2 + 9, level * 0 - 9], 1)
+        moved = x.flatten(1).std(1) > 0
+        return torch.where(moved[:, None], wrong, right)
+
+    model, x, y = Wrapped(third), torch.rand(8, 1, 4, 4), torch.zeros(8, dtype=torch.int64)
+    climb = Target(model, model, "whole", "dlr", x, y).climb(x)
+    assert climb.gradient is not None and not climb.gradient.any()
+    grey = ImageSet(np.full((8, 1, 4, 4), 128, dtype=np.uint8), np.zeros(8, dtype=np.int64), np.arange(8), 255)
+    assert status("M5", probed(model, WEAK, grey)) == "pass"

@@ -80,7 +80,6 @@ def read_book(path: Path) -> Book:
     released = tuple(attack for attack in standing_aside if attack.spec.get("reproduction"))
     outside = tuple(attack for attack in standing_aside if not attack.spec.get("reproduction"))
     fallen = fallen_samples(rows, [name for name in external if name not in aside])
-    columns = _columns(rows, faced, binding.norm, fallen)
     return Book(
         binding=binding,
         clean=Rate(found.clean_correct, found.n),
@@ -89,9 +88,9 @@ def read_book(path: Path) -> Book:
         released=released,
         outside=outside,
         challenges=challenges(rows, declared, aside=aside),
-        unchallenged=_columns(rows, faced, binding.norm, ())[WORST],
+        unchallenged=_worst(rows, faced, (), found.n),
         threats=coverage(rows, declared, binding.norm, binding.eps),
-        columns=columns,
+        columns=_columns(rows, faced, binding.norm, fallen),
         released_columns=_released_columns(rows, released, found.n),
         classes=_classes(rows, faced, fallen),
         seeds=tuple(sorted({spec["seed"] for spec in declared.values() if "seed" in spec})),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 from phalanx.runs import AttackSummary, Ledger, Summary, summarise, wilson
 from phalanx.runs.headline import Challenge, challenges
 from phalanx.runs.summary import Specs, aside_attacks, autoattack_keys, held_by_all
-from phalanx.runs.threats import Coverage, coverage
+from phalanx.runs.threats import Coverage, Status, coverage
 
 
 def evaluation_text(path: Path) -> str:
@@ -38,9 +39,9 @@ def _challenge(done: Challenge) -> str:
 
 
 def _coverage(lines: Sequence[Coverage]) -> list[str]:
-    known = [line.threat for line in lines if line.status != "not measured"]
-    unknown = [line.threat for line in lines if line.status == "not measured"]
-    return [f"threats measured: {', '.join(known) or 'none'}; not measured: {', '.join(unknown)}"]
+    named = {status: [line.threat for line in lines if line.status == status] for status in get_args(Status)}
+    told = "; ".join(f"{status}: {', '.join(threats)}" for status, threats in named.items() if threats)
+    return [f"threats {told}"]
 
 
 def _lines(summary: Summary, attacks: Specs, threat: str, size: int, alone: Mapping[str, int]) -> list[str]:

@@ -174,9 +174,7 @@ def _row(label: str, seeds: Sequence[Fields]) -> SeedRow:
 def _threats(seeds: Sequence[Fields]) -> dict[str, tuple[Fields, ...]]:
     by_seed = [{line.text("threat"): line for line in seed.items("threats")} for seed in seeds]
     lines = {threat: tuple(seed[threat] for seed in by_seed) for threat in by_seed[0]}
-    return {
-        threat: own for threat, own in lines.items() if all(line.text("status") != "not measured" for line in own)
-    }
+    return {threat: own for threat, own in lines.items() if all(line.text("status") != "not measured" for line in own)}
 
 
 def _rates(columns: Fields) -> dict[str, Rate]:

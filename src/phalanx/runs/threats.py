@@ -56,7 +56,7 @@ class Coverage:
     budget: Mapping[str, int] | None = None
     """The largest steps, restarts, targets and queries of these attacks, for each image."""
     held: int | None = None
-    """Of all n images those right when clean and held against all of `attacks`; None unless measured."""
+    """Of all n images those right when clean and held against all of `attacks`; None unless these met every image."""
     n: int = 0
     tried: int = 0
     """Images that at least one of them was tried on."""
@@ -131,6 +131,8 @@ def _line(threat: str, names: Sequence[str], rows: Sequence[Verdict], attacks: S
         return Coverage(threat, "not measured")
     used = chosen or names
     tried, broken = _counts(rows, used)
+    if not chosen and not tried:
+        return Coverage(threat, "not measured")
     keys: list[Key] = [(name, str(attacks[name].get("surface", "whole"))) for name in used]
     return Coverage(
         threat,
@@ -155,7 +157,9 @@ def _external(rows: Sequence[Verdict], attacks: Specs, aside: Collection[str], w
     own = {name: spec for name, spec in attacks.items() if name not in external}
     without = summarise([row for row in rows if row.attack not in external], aside=aside, attacks=own)
     lowered = without.standing - summarise(rows, aside=aside, attacks=attacks).standing
-    return Coverage(EXTERNAL, "partly", names, within, {}, None, without.n, tried=tried, broken=broken, lowered=lowered)
+    return Coverage(
+        EXTERNAL, "measured", names, within, {}, None, without.n, tried=tried, broken=broken, lowered=lowered
+    )
 
 
 def _before(spec: Mapping[str, Any]) -> set[str]:

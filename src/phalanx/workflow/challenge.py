@@ -121,7 +121,7 @@ def _submitted(target: RunFolder, subject: Evaluated, file: Path, name: str) -> 
         if known.get("sha256") == taken.sha256:
             return _outcome(target.path, attack, merged=False)
         raise InputError(
-            f"{target.path} already has {attack!r}, of another file; what was merged stays: give this one another --name"
+            f"{target.path} already has {attack!r}, of another file; what was merged stays: give another --name"
         )
     device = pick_device(subject.settings.device)
     model = subject.model(data, device)

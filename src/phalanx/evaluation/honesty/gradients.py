@@ -55,12 +55,16 @@ def zero_gradients(probe: Probe) -> Finding:
 
 
 def _blind(probe: Probe, at: Batch, objective: str) -> Tensor:
-    """(R,) the gradient of the objective is zero in every pixel, or somewhere not finite."""
+    """(R,) the image is still right, and the gradient of the objective is zero in every pixel, or somewhere not finite.
+
+    Where the model errs already DLR may be constant, the label being third, and no attack needs it.
+    """
     with probe.borrowed() as model:
         climb = Target(model, model, "whole", objective, at.x, at.y).climb(at.x)
     assert climb.gradient is not None
     flat = climb.gradient.flatten(1)
-    return (flat == 0).all(1) | ~flat.isfinite().all(1)
+    right = climb.logits.argmax(-1) == at.y
+    return right & ((flat == 0).all(1) | ~flat.isfinite().all(1))
 
 
 def _blind_router(probe: Probe) -> float | None:

@@ -45,7 +45,9 @@ def black_box(probe: Probe) -> Finding:
     evidence = {"lost": lost, "points": points, "images": images}
     if points > _POINTS:
         return warned(
-            f"{what} breaks {points:.1f} points that gradient attacks left standing: gradients are masked", **evidence
+            f"{what} breaks {lost} of {images} images that gradient attacks left standing: they are too few, or gradients "
+            "are masked; use --protocol thorough",
+            **evidence,
         )
     if lost:
         return info(f"{what} breaks {lost} images that gradient attacks left standing", **evidence)
