@@ -45,8 +45,8 @@ def black_box(probe: Probe) -> Finding:
     evidence = {"lost": lost, "points": points, "images": images}
     if points > _POINTS:
         return warned(
-            f"{what} breaks {lost} of {images} images that gradient attacks left standing: they are too few, or gradients "
-            "are masked; use --protocol thorough",
+            f"{what} breaks {lost} of {images} images that gradient attacks left standing: they are too few, or "
+            "gradients are masked; use --protocol thorough",
             **evidence,
         )
     if lost:
