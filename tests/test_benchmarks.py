@@ -21,12 +21,13 @@ from phalanx.attacks import Attack
 from phalanx.data import ImageSet
 from phalanx.evaluation.model_parts import protocol_for
 from phalanx.routing import MixtureOfExperts
+from phalanx.runs import Binding, Ledger, Verdict
 from phalanx.threat import ThreatModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = (
     *("common", "dispatch", "dwf", "layers", "trained", "pgd", "autoattack", "rt_er", "closed_ranks", "seeds", "soft"),
-    "thorough",
+    *("thorough", "ledgers"),
 )
 KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
 
@@ -423,3 +424,62 @@ def test_a_committed_record_has_the_shape_and_names_no_place(name: str) -> None:
 
 def test_the_readme_shows_the_committed_numbers(scripts: SimpleNamespace) -> None:
     assert scripts.common.results_table() in scripts.common.README.read_text(encoding="utf-8")
+
+
+# -- ledgers -------------------------------------------------------------------------------------------------------
+
+
+def _reading(scripts: SimpleNamespace, worst: int, **broken: int) -> Any:
+    held = dict(zip(scripts.ledgers.COLUMNS, (19, 15, 12, worst), strict=True))
+    return scripts.ledgers.Reading(n=20, held=held, broken=broken)
+
+
+def test_ledgers_of_seeds_are_compared_pair_by_pair(scripts: SimpleNamespace) -> None:
+    ledgers = scripts.ledgers
+    found = {
+        "one": [_reading(scripts, worst, pgd=3) for worst in (10, 12, 11)],
+        "two": [_reading(scripts, worst, steer=2, pgd=1) for worst in (8, 11, 8)],
+    }
+    record = ledgers.record("mine", found, "two")
+    (difference,) = record.measurements["paired differences of the worst case, in points"].values()
+    assert difference["seeds"] == [10, 5, 15] and difference["positive"] == 3 and difference["mean"] == 10
+    # t(0.975, 2) = 4.303, times 5 / sqrt(3)
+    assert difference["interval"] == [pytest.approx(-2.42, abs=0.01), pytest.approx(22.42, abs=0.01)]
+    lines = ledgers.table(found).splitlines()
+    assert lines[2] == "| one | 95.0 ± 0.0 | 75.0 ± 0.0 | 60.0 ± 0.0 | 55.0 ± 5.0 | pgd 9 |"
+    assert lines[3].endswith("| steer 6, pgd 3 |")
+
+
+def test_a_ledger_is_read_by_column(scripts: SimpleNamespace, tmp_path: Path) -> None:
+    members = ("apgd-100", "apgd-t-100x9", "fab-t-100x9", "square-5000")
+    # which attack breaks which image; image 3 is wrong when clean
+    broken = {"apgd-100": {0}, "square-5000": {1}, "steer-50": {2}, "pgd-50": {0}}
+    folder = tmp_path / "seed-0" / "one.evaluation"
+    binding = Binding(
+        model_sha256="0" * 64, data_sha256="1" * 64, norm="Linf", eps="3/16", evaluation_version=2, versions={}
+    )
+    with Ledger.open(folder / "ledger.sqlite", binding) as ledger:
+        ledger.declare_size(6)
+        blank = {"label": 0, "surface": "whole", "restart": 0, "clean_predicted": 0, "flipped": None, "loss": None}
+        blank |= {"distance": 0.0, "queries": 1, "first_success": -1}
+
+        def row(sample: int, attack: str, fell: bool) -> Verdict:
+            return Verdict(
+                sample=sample, attack=attack, verdict="broken" if fell else "held", predicted=int(fell), **blank
+            )
+
+        ledger.add([row(sample, "clean", sample == 3) for sample in range(6)])
+        standing = {0, 1, 2, 4, 5}
+        for place, attack in enumerate((*members, "steer-50", "pgd-50")):
+            after = () if attack == "pgd-50" else (*members, "steer-50")[:place]
+            ledger.declare_attack(attack, {"attack": "PGD", "norm": "Linf", "eps": "3/16", "after": list(after)})
+            met = {0, 1, 2, 4, 5} if attack == "pgd-50" else standing
+            ledger.add([row(sample, attack, sample in broken.get(attack, ())) for sample in sorted(met)])
+            standing = standing - broken.get(attack, set())
+    (folder / "evaluation.json").write_text(json.dumps({"reach": {"n": 6, "reachable": 8}}))
+    ((reading,),) = scripts.ledgers.collect(tmp_path, ["one"]).values()
+    assert reading.n == 6 and list(reading.held.values()) == [5, 4, 3, 2]
+    assert reading.broken == {**dict.fromkeys(members, 0), "apgd-100": 1, "square-5000": 1, "steer-50": 1}
+    assert reading.reach == {"n": 6, "reachable": 8} and reading.blame == {}
+    with pytest.raises(SystemExit, match=r"nothing evaluated in .*: seed-0/two"):
+        scripts.ledgers.collect(tmp_path, ["one", "two"])

@@ -240,7 +240,10 @@ def evaluate(
     weights: Annotated[
         str, typer.Option(help="best (on validation) or last; with --model a .safetensors file.")
     ] = "best",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images attacked together; changes no verdict.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images attacked together; changes no verdict. [default: the recipe's; else 64]"),
+    ] = None,
     standard: Annotated[
         Path | None,
         typer.Option(metavar="RUN", help="Evaluate the dual model of this standard half and RUN, the robust one."),
@@ -341,7 +344,7 @@ def evaluate(
         protocol=protocol or (own.protocol if own else "standard"),
         n=n,
         weights="last" if weights == "last" else "best",
-        batch_size=batch_size,
+        batch_size=batch_size or (own.batch_size if own else EvaluationConfig().batch_size),
         analysis=own.analysis if own else None,
         attribution=own.attribution if own and attribution is None else attribution,
         checks=0 if no_checks else own.checks if own else None,
@@ -572,16 +575,26 @@ def data_check(data: DataArgument, set_: SetOption = None) -> None:
 
 
 @data_app.command("describe")
-def data_describe(data: DataArgument, set_: SetOption = None) -> None:
-    """Sizes, classes, statistics and remarks of a data set, as JSON."""
+def data_describe(
+    data: DataArgument,
+    set_: SetOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Also write description.json and perturbed.png: images at each eps."),
+    ] = None,
+) -> None:
+    """Sizes, classes, statistics, remarks and a suggested eps of a data set, as JSON."""
     from phalanx.console import ConsoleReporter
     from phalanx.data import load_data
-    from phalanx.data.describe import describe
+    from phalanx.data.describe import describe, write_description
     from phalanx.workflow import data_config
 
     with ConsoleReporter(data) as reporter:
         splits = load_data(data_config(data, tuple(set_ or ())), progress=reporter.progress)
-    typer.echo(json.dumps(describe(splits), indent=2))
+    facts = describe(splits) if out is None else write_description(splits, out)
+    typer.echo(json.dumps(facts, indent=2))
+    if out is not None:
+        typer.echo(f"eps: {facts['epsilon']['reason']}\nwritten: {out / 'perturbed.png'}", err=True)
 
 
 @challenge_app.command("submit")
