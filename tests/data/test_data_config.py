@@ -30,7 +30,7 @@ def test_the_path_is_what_follows_the_colon() -> None:
         ("size", 0, r"in 1\.\.4096, got 0"),
         ("size", 5000, r"in 1\.\.4096, got 5000"),
         ("size", True, "got True"),
-        ("color", "gray", "'grey', got 'gray'"),
+        ("color", "gray", "'auto', got 'gray'"),
         ("train_limit", 0, "at least 1, got 0"),
         ("val_limit", -1, "at least 1, got -1"),
         ("test_limit", 1.5, "at least 1, got 1.5"),

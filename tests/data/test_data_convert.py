@@ -64,8 +64,8 @@ def test_mixed_sizes_and_colours_name_two_files() -> None:
     with pytest.raises(DataProblems) as caught:
         convert(source_of(*images), options(), discard)
     assert caught.value.problems == (
-        "1.png is 5x4 pixels but 0.png is 4x4; set size to bring all to one side length",
-        "2.png is colour but 0.png is grey; set color to 'rgb' or 'grey'",
+        "1.png is 5x4 pixels but 0.png is 4x4; set data.size, to a number or to auto, for one side length",
+        "2.png is colour but 0.png is grey; set data.color to rgb, grey or auto",
     )
     converted = convert(source_of(*images), options(size=4, color="rgb"), discard)
     assert len(converted.labels["train"]) == 4

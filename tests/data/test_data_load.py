@@ -103,7 +103,7 @@ def test_a_prefix_without_every_class_is_noted(make_parquet: Make) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        ("cifar11", {}, "data: name must be 'digits', 'folder:PATH' or 'parquet:PATH', got 'cifar11'"),
+        ("cifar11", {}, "data: name must be 'digits', 'folder:PATH', .* or one of mnist, .*, got 'cifar11'"),
         ("digits", {"sise": 8}, "data: there is no field 'sise'; there are: name, size"),
         ("digits", {"val_fraction": 0.9}, r"data: val_fraction must be in \(0, 0.5\], got 0.9"),
         ("digits", {"name": "digits"}, "named twice"),

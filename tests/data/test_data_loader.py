@@ -143,3 +143,16 @@ def test_mistakes_are_refused(options: dict[str, object], message: str) -> None:
 def test_steps_count_from_zero() -> None:
     with pytest.raises(InputError, match="step must be at least 0, got -1"):
         Loader(image_set(4), batch_size=2, seed=0).batch(-1)
+
+
+def test_class_balanced_batches_are_repeatable_and_show_a_rare_class_as_often() -> None:
+    images = image_set(40)
+    rare = dataclasses.replace(images, labels=(np.arange(40) < 4).astype(np.int64))
+
+    def loader() -> Loader:
+        return Loader(rare, batch_size=10, seed=3, augment=AUGMENT, sampling="class_balanced")
+
+    in_order = loader()
+    batches = [in_order.batch(step) for step in range(8)]
+    assert torch.cat([batch.y for batch in batches[:4]]).sum() == 20
+    assert same(loader().batch(6), batches[6]) and not same(batches[2], batches[6])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phalanx.data.config import DataConfig
-from phalanx.data.partition import allocate, partition, shuffled, stratified
+from phalanx.data.partition import allocate, class_balanced, partition, shuffled, stratified
 from phalanx.errors import InputError
 
 counts_lists = st.lists(st.integers(3, 40), min_size=2, max_size=6)
@@ -123,3 +123,28 @@ def test_a_stratified_draw_is_sorted_and_exact() -> None:
 def test_too_few_images_are_refused(counts: list[int], names: list[str], options: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         partition("t", {"train": labels_of(counts)}, names, DataConfig(**options))
+
+
+@given(counts_lists, st.integers(0, 9), st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_every_class_stands_equally_often_in_an_epoch(counts: list[int], epoch: int, seed: int) -> None:
+    labels = labels_of(counts)
+    drawn = np.bincount(labels[class_balanced(labels, seed, epoch)], minlength=len(counts))
+    assert drawn.sum() == len(labels) and drawn.max() - drawn.min() <= 1
+
+
+@given(counts_lists, st.integers(0, 5))
+@settings(max_examples=40, deadline=None)
+def test_within_a_class_no_image_gets_ahead_of_another(counts: list[int], seed: int) -> None:
+    labels = labels_of(counts)
+    shown = np.bincount(np.concatenate([class_balanced(labels, seed, epoch) for epoch in range(5)]))
+    for label in range(len(counts)):
+        own = shown[labels == label]
+        assert own.max() - own.min() <= 1
+
+
+def test_equal_classes_show_every_image_once_in_an_order_of_their_own() -> None:
+    labels = np.arange(12) % 3
+    first, second = class_balanced(labels, 0, 0), class_balanced(labels, 0, 1)
+    assert sorted(first) == sorted(second) == list(range(12)) and first.tolist() != second.tolist()
+    assert first.tolist() == class_balanced(labels, 0, 0).tolist() != class_balanced(labels, 1, 0).tolist()

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-Kind = Literal["digits", "folder", "parquet"]
+Kind = Literal["digits", "folder", "parquet", "mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet"]
+NAMED: tuple[Kind, ...] = ("mnist", "cifar10", "cifar100", "svhn", "tiny-imagenet", "imagenet")
+"""Public sets whose files are looked for on this machine: `phalanx.data.named`."""
+Sampling = Literal["shuffled", "class_balanced"]
 
 AUGMENTS = {
     "flip": None,
@@ -19,6 +22,9 @@ AUGMENTS = {
 """Each augmentation's name, and what the number after its colon means (None: it takes no number)."""
 
 MAX_SIZE = 4096
+
+AUTO_SIZE = 64
+"""The largest side that "auto" leaves an image: what a CPU trains on in minutes."""
 
 
 class AugmentStep(NamedTuple):
@@ -66,15 +72,18 @@ class DataConfig:
     """
 
     name: str = "digits"
-    """"digits" (8 x 8 grey, part of scikit-learn), "folder:PATH" (one folder of PNG or JPEG files per class)
-    or "parquet:PATH" (a Parquet file, or a folder of them, in the Hugging Face layout)."""
+    """"digits" (8 x 8 grey, part of scikit-learn), "folder:PATH" (one folder of PNG or JPEG files per class),
+    "parquet:PATH" (a Parquet file, or a folder of them, in the Hugging Face layout), or a public set: mnist, cifar10,
+    cifar100, svhn, tiny-imagenet or imagenet, as "NAME:PATH" or, below $PHALANX_DATA, as its name alone."""
 
-    size: int | None = None
+    size: int | Literal["auto"] | None = None
     """Side in pixels: each image is scaled so that its shorter side fits, then its centre is cropped to a
-    square. Needed for folders and Parquet files whose images differ in size; None keeps their size."""
+    square. Needed for folders and Parquet files whose images differ in size; None keeps their size; "auto" keeps it
+    where all are squares of one size up to 64, else takes the smallest of their sides, between 32 and 64."""
 
-    color: Literal["keep", "rgb", "grey"] = "keep"
-    """Channels of folder and Parquet images: as stored (all must agree), three, or one."""
+    color: Literal["keep", "rgb", "grey", "auto"] = "keep"
+    """Channels of folder and Parquet images: as stored (all must agree), three, one, or "auto": three unless all
+    images are stored as grey."""
 
     train_limit: int | None = None
     """Keep this many training images, drawn with `seed` so that classes keep their shares."""
@@ -108,12 +117,13 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         kind = self.kind
-        _check_count("size", self.size, MAX_SIZE)
-        if self.color not in ("keep", "rgb", "grey"):
-            raise ValueError(f"color must be 'keep', 'rgb' or 'grey', got {self.color!r}")
-        if kind == "digits" and self.size is not None:
+        if self.size != "auto":
+            _check_count("size", self.size, MAX_SIZE)
+        if self.color not in ("keep", "rgb", "grey", "auto"):
+            raise ValueError(f"color must be 'keep', 'rgb', 'grey' or 'auto', got {self.color!r}")
+        if kind == "digits" and self.size not in (None, "auto"):
             raise ValueError(f"size cannot be set for digits, which are 8 x 8, got {self.size}; leave it out")
-        if kind == "digits" and self.color != "keep":
+        if kind == "digits" and self.color not in ("keep", "auto"):
             raise ValueError(f"color cannot be set for digits, which are grey, got {self.color!r}; leave it out")
         for field in ("train_limit", "val_limit", "test_limit"):
             _check_count(field, getattr(self, field))
@@ -139,8 +149,11 @@ class DataConfig:
                 return "folder"
             case "parquet" if usable:
                 return "parquet"
+        for named in NAMED:
+            if kind == named and (usable or not colon):
+                return named
         raise ValueError(
-            f"name must be 'digits', 'folder:PATH' or 'parquet:PATH', got {self.name!r};"
+            f"name must be 'digits', 'folder:PATH', 'parquet:PATH' or one of {', '.join(NAMED)}, got {self.name!r};"
             " your own images go in as a folder with one sub-folder per class, or as Parquet files"
         )
 

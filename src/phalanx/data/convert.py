@@ -10,8 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from phalanx.data.auto import target_of
 from phalanx.data.config import DataConfig
-from phalanx.data.decode import Decoded, UnreadableImage, decode
+from phalanx.data.decode import Decoded, Target, UnreadableImage, decode
 from phalanx.data.problems import Problems
 from phalanx.data.source import Source
 
@@ -44,9 +45,10 @@ def convert(source: Source, config: DataConfig, sink: Sink, progress: Progress |
     seen = _Seen(problems)
     if progress is not None:
         sink = _counting(sink, sum(source.counts.values()), progress)
-    labels = {name: _convert_split(name, source, config, seen, sink) for name in source.counts}
+    target = target_of(source, config)
+    labels = {name: _convert_split(name, source, target, seen, sink) for name in source.counts}
     problems.raise_if_any()
-    return Converted(labels, source.class_names or _numbered(labels), (*source.notes, *seen.notes(config)))
+    return Converted(labels, source.class_names or _numbered(labels), (*source.notes, *seen.notes(target)))
 
 
 def _counting(sink: Sink, total: int, progress: Progress) -> Sink:
@@ -59,12 +61,12 @@ def _counting(sink: Sink, total: int, progress: Progress) -> Sink:
     return counted
 
 
-def _convert_split(name: str, source: Source, config: DataConfig, seen: _Seen, sink: Sink) -> NDArray[np.int64]:
+def _convert_split(name: str, source: Source, target: Target, seen: _Seen, sink: Sink) -> NDArray[np.int64]:
     labels = []
     noted = len(seen.problems.found)
     for row in source.rows(name, seen.problems):
         try:
-            image = decode(row.data, config.size, config.color)
+            image = decode(row.data, *target)
         except UnreadableImage as reason:
             seen.problems.add(f"{row.where}: {reason}")
             continue
@@ -102,10 +104,10 @@ class _Seen:
             return True
         if image.pixels.shape[1:] != first.pixels.shape[1:]:
             sizes = f"{where} is {_side(image.stored)} pixels but {first_where} is {_side(first.stored)}"
-            self._tell("size", f"{sizes}; set size to bring all to one side length")
+            self._tell("size", f"{sizes}; set data.size, to a number or to auto, for one side length")
         if image.pixels.shape[0] != first.pixels.shape[0]:
             modes = f"{where} is {_mode(image)} but {first_where} is {_mode(first)}"
-            self._tell("color", f"{modes}; set color to 'rgb' or 'grey'")
+            self._tell("color", f"{modes}; set data.color to rgb, grey or auto")
         return False
 
     def _tell(self, what: str, problem: str) -> None:
@@ -113,7 +115,7 @@ class _Seen:
             self.differs.add(what)
             self.problems.add(problem)
 
-    def notes(self, config: DataConfig) -> tuple[str, ...]:
+    def notes(self, target: Target) -> tuple[str, ...]:
         total = self.sizes.total()
         notes = []
         if self.formats["JPEG"]:
@@ -121,12 +123,12 @@ class _Seen:
                 f"{self.formats['JPEG']} of {total} images are stored as JPEG (lossy): if the set was"
                 " published uncompressed, these are not its pixels"
             )
-        if config.size is not None and set(self.sizes) != {(config.size, config.size)}:
+        if target.size is not None and set(self.sizes) != {(target.size, target.size)}:
             low, high = min(self.sizes), max(self.sizes)
             sizes = _side(low) if low == high else f"{_side(low)} to {_side(high)}"
-            notes.append(f"resized {sizes} -> {_side((config.size, config.size))} (bicubic, centre crop)")
-        if config.color != "keep":
-            notes.append(f"all images brought to {config.color}")
+            notes.append(f"resized {sizes} -> {_side((target.size, target.size))} (bicubic, centre crop)")
+        if target.color != "keep":
+            notes.append(f"all images brought to {target.color}")
         if self.flattened:
             notes.append(f"{self.flattened} of {total} images have transparency, laid over white")
         return tuple(notes)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """Largest width x height that is decoded: a small file can claim to hold far more than memory does."""
@@ -34,17 +34,30 @@ class Decoded(NamedTuple):
     stored: tuple[int, int]
     """(width, height) before resizing, upright."""
     format: str
-    """"PNG" or "JPEG"."""
+    """"PNG" or "JPEG", or "pixels"."""
     flattened: bool
     """Whether transparency was laid over white."""
+
+
+class Target(NamedTuple):
+    """What every image is brought to."""
+
+    size: int | None
+    """Side in pixels; None leaves each as it is."""
+    color: Color
 
 
 class UnreadableImage(Exception):
     """Why one image cannot be used, in words that complete "FILE: "."""
 
 
-def decode(data: bytes, size: int | None, color: Color) -> Decoded:
-    """Decode one image; raises UnreadableImage for anything that is not a whole, plain PNG or JPEG image."""
+def decode(data: bytes | NDArray[np.uint8], size: int | None, color: Color) -> Decoded:
+    """Decode one image, or bring pixels (C, H, W) to size and colour.
+
+    Raises UnreadableImage for anything that is not a whole, plain PNG or JPEG image.
+    """
+    if isinstance(data, np.ndarray):
+        return _raw(data, size, color)
     if not data:
         raise UnreadableImage("the file is empty; copy it again or remove it")
     try:
@@ -61,6 +74,37 @@ def decode(data: bytes, size: int | None, color: Color) -> Decoded:
         raise UnreadableImage(f"not a readable PNG or JPEG image ({reason}); copy it again or remove it") from error
     channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return Decoded(np.ascontiguousarray(channels_first), stored, format_name, flattened)
+
+
+def _raw(pixels: NDArray[np.uint8], size: int | None, color: Color) -> Decoded:
+    stored = pixels.shape[2], pixels.shape[1]
+    same = size is None or stored == (size, size)
+    if not same or (color == "grey" and len(pixels) == 3):
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        image = image if same or size is None else ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        array = np.asarray(image.convert("L") if color == "grey" else image, dtype=np.uint8)
+        pixels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+    if color == "rgb" and len(pixels) == 1:
+        pixels = pixels.repeat(3, axis=0)
+    return Decoded(np.ascontiguousarray(pixels), stored, "pixels", False)
+
+
+def look(data: bytes | NDArray[np.uint8]) -> tuple[tuple[int, int], bool]:
+    """(width, height), upright, and whether it is grey, without decoding more than the header.
+
+    Raises UnreadableImage as `decode` does for what is no image at all.
+    """
+    if isinstance(data, np.ndarray):
+        return (data.shape[2], data.shape[1]), len(data) == 1
+    if not data:
+        raise UnreadableImage("the file is empty; copy it again or remove it")
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = image.size
+            return ((height, width) if turned else (width, height)), image.mode in ("1", "L", "LA")
+    except Exception as error:  # as for `decode`
+        raise UnreadableImage(f"not a readable PNG or JPEG image ({error}); copy it again or remove it") from error
 
 
 def _open(data: bytes) -> tuple[Image.Image, str]:

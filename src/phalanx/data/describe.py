@@ -1,7 +1,9 @@
-"""Plain facts about a data set, and a check that writes nothing."""
+"""Plain facts about a data set, what radii look like on it, and a check that writes nothing."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,15 +11,18 @@ import numpy as np
 from phalanx.data.config import DataConfig
 from phalanx.data.convert import Progress, convert, discard
 from phalanx.data.digits import CLASS_NAMES, load_digits
+from phalanx.data.epsilon import separation
 from phalanx.data.load import scan
 from phalanx.data.partition import partition
 from phalanx.data.problems import DataProblems
 from phalanx.data.splits import ImageSet, Splits, duplicates
-from phalanx.errors import CorruptError, InputError
+from phalanx.data.strip import strip
+from phalanx.errors import CorruptError, DiskError, InputError
 
 
 def describe(splits: Splits) -> dict[str, Any]:
-    """JSON values: name, shape, classes, mean and std, duplicates, notes, fingerprint, and the splits.
+    """JSON values: name, shape, classes, mean and std, duplicates, notes, fingerprint, a radius for Linf attacks with
+    its reason (see `Separation`), and the splits.
 
     Each split states its size, its images per class (in the order of `class_names`), and its lowest and
     highest pixel value (of `levels`).
@@ -35,9 +40,25 @@ def describe(splits: Splits) -> dict[str, Any]:
             "test in val": len(duplicates(splits.test, splits.val)),
             "val in train": len(duplicates(splits.val, splits.train)),
         },
+        "epsilon": separation(splits.train).to_json(),
         "notes": list(splits.notes),
         "fingerprint": splits.fingerprint,
     }
+
+
+def write_description(splits: Splits, folder: Path) -> dict[str, Any]:
+    """Writes description.json and perturbed.png, some training images at several radii, into `folder`; the description.
+
+    Raises DiskError.
+    """
+    facts = describe(splits)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "description.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        strip(splits.train, separation(splits.train)).save(folder / "perturbed.png")
+    except OSError as error:
+        raise DiskError(f"{folder}: {error.strerror or error}; choose another folder with --out") from error
+    return facts
 
 
 def check_source(config: DataConfig, progress: Progress | None = None) -> list[str]:

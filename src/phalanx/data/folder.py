@@ -33,23 +33,28 @@ class _Classes(NamedTuple):
     ignored: list[Path]
 
 
-def scan_folder(root: Path) -> Source:
-    """Examine the folder `root` without decoding an image.
+def scan_folder(root: Path, layout: Mapping[str, Path] | None = None, title: str | None = None) -> Source:
+    """Examine the folder `root` without decoding an image; `layout` says where which split lies, and `title` what it is
+    called, where that is not for the folder to say.
 
     Raises InputError if it is no folder, DataProblems naming each file or folder at fault.
     """
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        raise InputError(f"folder:{shown(root)} {what}; name a folder with one sub-folder of images per class")
+        raise InputError(
+            f"folder:{shown(root)} {what}; name a folder with one sub-folder of images per class,"
+            " as in --set data.name=folder:PATH"
+        )
     root = root.resolve()
     problems = Problems(f"folder:{shown(root)}")
-    splits = {name: _scan_classes(folder, root, problems) for name, folder in _layout(root, problems).items()}
+    where = _layout(root, problems) if layout is None else {name: path.resolve() for name, path in layout.items()}
+    splits = {name: _scan_classes(folder, root, problems) for name, folder in where.items()}
     problems.raise_if_any()
     class_names = _class_names(splits, problems)
     problems.raise_if_any()
     files = {name: interleave(list(classes.files.values())) for name, classes in splits.items()}
     return Source(
-        title=f"folder:{shown(root.name)}",
+        title=title or f"folder:{shown(root.name)}",
         class_names=class_names,
         counts={name: len(items) for name, items in files.items()},
         identity={

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phalanx.data.cache import load_cached
-from phalanx.data.config import DataConfig
+from phalanx.data.config import NAMED, DataConfig
 from phalanx.data.convert import Progress
 from phalanx.data.digits import CLASS_NAMES, LEVELS, load_digits
 from phalanx.data.folder import scan_folder
+from phalanx.data.named import scan_named
 from phalanx.data.parquet import scan_parquet
 from phalanx.data.partition import SPLITS, partition
 from phalanx.data.problems import shown
@@ -84,8 +85,10 @@ def resolve(config: DataConfig | str, overrides: Mapping[str, Any]) -> DataConfi
 
 
 def scan(config: DataConfig) -> Source:
-    """Examine the folder or Parquet files of `config` without decoding an image."""
+    """Examine the files of `config` without decoding an image."""
     try:
+        if config.kind in NAMED:
+            return scan_named(config)
         return scan_folder(config.path) if config.kind == "folder" else scan_parquet(config.path)
     except OSError as error:
         raise InputError(

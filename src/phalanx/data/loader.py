@@ -13,9 +13,9 @@ from torch import Tensor
 
 from phalanx.data.augment import augment as augment_batch
 from phalanx.data.augment import check_steps
-from phalanx.data.config import parse_augment
+from phalanx.data.config import Sampling, parse_augment
 from phalanx.data.memory import fits
-from phalanx.data.partition import shuffled
+from phalanx.data.partition import class_balanced, shuffled
 from phalanx.data.splits import Batch, ImageSet, owned, to_unit
 from phalanx.errors import InputError
 from phalanx.rng import SampleRng, derive_seed
@@ -64,6 +64,7 @@ class Loader:
     `step` counts from 0 over the whole training. Each epoch (`steps_per_epoch` steps) visits the images in a
     new order, which depends on (seed, stream, epoch); the augmentation of an image, on (seed, stream, epoch,
     id). With `drop_last` an epoch leaves out what does not fill a batch, other images each time.
+    With `sampling` "class_balanced" as many images make an epoch, but all classes equally often (`class_balanced`).
     `resident` holds the whole set as uint8 on the device; None does so where that takes less than a quarter
     of the free memory. Otherwise batches are read from the (memory-mapped) pixels, the next one by a thread
     while this one is used. Both ways give the same bytes.
@@ -79,6 +80,7 @@ class Loader:
         seed: int,
         stream: str = "train",
         augment: Sequence[str] = (),
+        sampling: Sampling = "shuffled",
         device: torch.device | str = "cpu",
         drop_last: bool = True,
         resident: bool | None = None,
@@ -99,6 +101,7 @@ class Loader:
         self._images = images
         self._seed = seed
         self._stream = stream
+        self._sampling = sampling
         self._order = lru_cache(maxsize=2)(self._epoch_order)
         self._labels = owned(images.labels).to(self.device)
         self._ids = owned(images.ids).to(self.device)
@@ -125,5 +128,8 @@ class Loader:
         return self._order(epoch)[position * self.batch_size : (position + 1) * self.batch_size]
 
     def _epoch_order(self, epoch: int) -> Tensor:
+        if self._sampling == "class_balanced":
+            seed = derive_seed(self._seed, self._stream)
+            return torch.from_numpy(class_balanced(self._images.labels, seed, epoch))
         seed = derive_seed(self._seed, self._stream, epoch)
         return torch.from_numpy(shuffled(seed, "order", len(self._images)))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from phalanx.data.config import DataConfig
 from phalanx.errors import InputError
-from phalanx.rng import SampleRng
+from phalanx.rng import SampleRng, derive_seed
 
 Indices = NDArray[np.int64]
 
@@ -32,6 +32,26 @@ def shuffled(seed: int, purpose: str, n: int) -> Indices:
     keys = SampleRng(seed, torch.arange(n)).integers(purpose, 1 << 31)
     order: Indices = keys.argsort(stable=True).numpy()
     return order
+
+
+def class_balanced(labels: Indices, seed: int, epoch: int) -> Indices:
+    """(N,) shuffled rows of `labels` (N,) among which every class stands equally often, up to one.
+
+    A class goes through its images in one shuffled order after another, across epochs: none is shown again before all
+    others of the class were. Where all classes are equally large, an epoch shows every image once.
+    """
+    classes = np.unique(labels)
+    rows = []
+    for position, label in enumerate(classes.tolist()):
+        own = np.flatnonzero(labels == label)
+        # of the N images of an epoch each class has N / K; these floors add up to N (Hermite's identity)
+        first, last = ((turn * len(labels) + position) // len(classes) for turn in (epoch, epoch + 1))
+        passes = range(first // len(own), -(-last // len(own)))
+        orders = [own[shuffled(derive_seed(seed, label, number), "class", len(own))] for number in passes]
+        start = passes.start * len(own)
+        rows.append(np.concatenate([*orders, own[:0]])[first - start : last - start])
+    chosen = np.concatenate(rows)
+    return chosen[shuffled(derive_seed(seed, "epoch", epoch), "order", len(chosen))]
 
 
 def allocate(counts: Indices, total: int, leave: int) -> Indices:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from phalanx.data.problems import Problems
 
 
@@ -16,8 +19,8 @@ class Row(NamedTuple):
 
     where: str
     """File, or file and row, for messages."""
-    data: bytes
-    """An encoded PNG or JPEG image."""
+    data: bytes | NDArray[np.uint8]
+    """An encoded PNG or JPEG image, or pixels (C, H, W), C 1 or 3."""
     label: int
 
 

@@ -29,6 +29,7 @@ from phalanx.attacks import (
 )
 from phalanx.attacks.autoattack import VERSIONS
 from phalanx.errors import InputError
+from phalanx.evaluation.corruptions import PART as CORRUPTIONS_PART
 from phalanx.evaluation.suites import SUITES, Parts
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.runs.summary import aside_attacks
@@ -55,7 +56,8 @@ GRAMMAR = (
     "mislead-STEPS[:EPS], "
     "routing-STEPS for every surface that the model has, "
     "fgsm-sweep for fgsm:0.01 to fgsm:0.09, pgd-A..B for pgd-A to pgd-B by tens, pgd-released[-STEPS][@SURFACE], "
-    "apgd-released[-STEPS] or pgd-released-advmoe[-STEPS], joined by commas; brackets hold what may be left out, and "
+    "apgd-released[-STEPS] or pgd-released-advmoe[-STEPS], joined by commas; corruptions besides these, for accuracy "
+    "under noise, blur and the like; brackets hold what may be left out, and "
     "EPS is an attack's own radius"
 )
 
@@ -259,6 +261,11 @@ def protocol(
     for part in written:
         if written.count(part) > 1:
             raise InputError(f"protocol names {part!r} twice; once is enough")
+    # no attack: `phalanx.evaluation.corruptions` measures it besides
+    if CORRUPTIONS_PART in written:
+        written.remove(CORRUPTIONS_PART)
+    if not written:
+        raise InputError("protocol 'corruptions' alone holds no attack; add one, as in quick,corruptions")
     # two names for several attacks may share some
     parts = Parts(gates=gates, halves=halves, mixing=mixing, random=random)
     groups = {part: _expanded(part, threat.norm, parts) for part in written}

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from phalanx.data.config import Sampling
+
 
 def _positive(name: str, value: float) -> None:
     if value <= 0:
@@ -154,6 +156,9 @@ class TrainingConfig:
     """Passes over the training split; 0 deploys the weights that the model comes with."""
     batch_size: int = 128
     """Images per step; an epoch's last partial batch is dropped."""
+    sampling: Sampling = "shuffled"
+    """"shuffled" shows every image once an epoch; "class_balanced" every class equally often, small ones by repetition.
+    Classes are so weighed in whatever a method goes down: cross-entropies, KL terms, load balance and the router's."""
     optimizer: Optimizer = field(default_factory=SGD)
     """One of its kind for each of the model's players."""
     schedule: Schedule = field(default_factory=Cosine)

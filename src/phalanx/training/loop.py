@@ -127,6 +127,7 @@ class _Run:
                 seed=derive_seed(seed, "data"),
                 stream=stream,
                 augment=augment,
+                sampling=config.sampling,
                 device=str(self.device),
             )
             for stream in method.streams
