@@ -1,6 +1,6 @@
 """What the ledgers of a study over seeds say, image by image: AutoAttack beside the worst case, and who broke what.
 
-Run: python benchmarks/ledgers.py NAME FOLDER --rows ROW... [--against ROW]
+Run: python benchmarks/ledgers.py NAME FOLDER --rows ROW... [--against ROW] [--picture FILE.svg]
 
 FOLDER is that of `phalanx run STUDY --seeds 0,1,... --set evaluation.protocol=thorough,pgd-50`. Writes
 results/NAME.json and prints the table. With --against every other row's worst case is compared with that row's, seed
@@ -19,6 +19,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from common import RESULTS, Record, write_record
+from matplotlib import rc_context
+from matplotlib.figure import Figure
 from scipy.stats import t as student
 
 from phalanx.runs import Ledger
@@ -110,6 +112,28 @@ def _spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
+def picture(found: Mapping[str, Sequence[Reading]], path: Path) -> None:
+    """An SVG: each row's accuracies, mean over the seeds, and of all that broke the share whose router is to blame."""
+    figure = Figure(figsize=(8, 0.42 * len(found) + 1.1), layout="constrained")
+    accuracy, blame = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    places = range(len(found), 0, -1)
+    styles = dict(zip(COLUMNS[1:], (("o", "#8a8f98"), ("s", "#2f6fb2"), ("D", "#b8442f")), strict=True))
+    for column, (marker, color) in styles.items():
+        means = [fmean(100 * one.held[column] / one.n for one in readings) for readings in found.values()]
+        accuracy.plot(means, places, marker, color=color, label=column)
+    accuracy.set(xlim=(0, 100), xlabel="robust accuracy, %", yticks=list(places), yticklabels=list(found))
+    accuracy.grid(axis="x", alpha=0.3)
+    accuracy.legend(loc="lower right", fontsize="small", frameon=False)
+    for place, readings in zip(places, found.values(), strict=True):
+        total = sum((Counter(one.blame) for one in readings), Counter[str]())
+        if all_ := total.total():
+            blame.barh(place, 100 * total["router"] / all_, color="#2f6fb2", height=0.5)
+    blame.set(xlim=(0, 100), xlabel="router to blame, %")
+    blame.grid(axis="x", alpha=0.3)
+    with rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(path, metadata={"Date": None})
+
+
 def record(name: str, found: Mapping[str, Sequence[Reading]], against: str | None) -> Record:
     """The record of `collect`'s readings."""
     others = [row for row in found if against is not None and row != against]
@@ -137,11 +161,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--rows", nargs="+", required=True)
     parser.add_argument("--against")
+    parser.add_argument("--picture", type=Path, help="Also draw it into this SVG.")
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     found = collect(chosen.folder, chosen.rows)
     made = record(chosen.name, found, chosen.against)
     write_record(made, chosen.out)
+    if chosen.picture is not None:
+        picture(found, chosen.picture)
     print(table(found))
     for row, difference in made.measurements["paired differences of the worst case, in points"].items():
         print(f"{row} - {chosen.against}: {difference}")

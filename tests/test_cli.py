@@ -136,6 +136,14 @@ def test_evaluate_and_report_of_a_run(phalanx: Run, study: Path, tmp_path: Path)
     assert phalanx("evaluate", study / "at", *asked)[1] == out
     code, out, _ = phalanx("report", study, study / "at", "--out", tmp_path)
     assert code == 0 and (tmp_path / "report.html").is_file()
+    asked = ["--out", tmp_path / "tables", "--format", "csv,latex", "--format", "markdown"]
+    code, out, _ = phalanx("report", study / "at", *asked)
+    files = {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    assert code == 0 and sorted(files) == ["table.csv", "table.md", "table.tex"] and f"table.csv: {tmp_path}" in out
+    assert phalanx("report", study / "at", *asked)[0] == 0
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
+    code, _, err = phalanx("report", study / "at", "--format", "pdf")
+    assert code == 2 and "--format must be among html" in err
 
 
 def test_an_attack_outside_the_threat_is_printed_and_counts_for_nothing(phalanx: Run, study: Path) -> None:

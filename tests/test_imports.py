@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ALLOWED = {
     "errors": "", "rng": "", "nn": "", "runs": "", "loading": "",
     "threat": "rng",
-    "bounds": "threat",
+    "bounds": "nn threat",
     "data": "rng",
     "experts": "nn",
     "routing": "nn bounds threat rng",
@@ -29,6 +29,7 @@ ALLOWED = {
     "methods": "attacks routing rng threat nn",
     "training": "methods.base data runs routing rng nn",
     "evaluation": "attacks routing data runs threat rng nn",
+    "certification": "bounds routing experts data runs threat nn",
     "report": "runs",
     "config": "data.config loading methods rng threat training.config",
     "models": "config data experts nn routing runs threat",
@@ -36,7 +37,8 @@ ALLOWED = {
     "console": "training",
     "worker": "training",
     "workers": "runs training worker",
-    "workflow": "attacks config data evaluation loading methods models nn report routing runs threat training workers",
+    "workflow": "attacks certification config data evaluation loading methods models nn report routing runs threat "
+    "training workers",
     "api": "*", "cli": "*", "__init__": "*",
 }  # fmt: skip
 

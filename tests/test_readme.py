@@ -17,7 +17,10 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 # what each page's commands would take minutes for, cut down: the command itself stays
 TINY = [
     f"--set={setting}"
-    for setting in ("training.epochs=1", "evaluation.protocol=pgd-2", "evaluation.n=10", "evaluation.checks=0")
+    for setting in (
+        *("training.epochs=1", "validation.n=10", "evaluation.protocol=pgd-2", "evaluation.n=10"),
+        *("evaluation.analysis=null", "evaluation.checks=0"),
+    )
 ]
 
 

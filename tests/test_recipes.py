@@ -54,6 +54,7 @@ PARTS = {
     "adaptive": {"standard": "st", "robust": "rt-er"},
     "sparse-weights": {"start": "sparse-mask"},
     "closed-ranks": {"start": "single-at"},
+    "classifier-closed-ranks": {"start": "classifier-single"},
     "dwf": {"expert 0": "dwf-benign", "expert 1": "dwf-fgsm", "expert 2": "dwf-pgd"},
 }
 # what a recipe wants of its own where no other run is made before
@@ -83,7 +84,7 @@ def cifar10_like(folder: Path) -> Path:
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_recipe_takes_a_step(tmp_path: Path, name: str) -> None:
     overrides = ONE_STEP
-    if name.startswith(("cifar10", "svhn")):
+    if name.startswith(("cifar10", "svhn", "robust")):
         images = cifar10_like(tmp_path / "images")
         small = ("model.options.width=4", "data.val_fraction=0.5", "data.train_limit=10", "training.batch_size=10")
         overrides += (*small, f"data.name=parquet:{images}", f"data.cache={tmp_path / 'cache'}")

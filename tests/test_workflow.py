@@ -293,7 +293,7 @@ RUN_FILES = [
 ]  # fmt: skip
 EVALUATION_FILES = [
     "run.json", "MANIFEST.json", "evaluation.json", "honesty.json", "analysis.json", "attribution.json",
-    "ledger.sqlite", "ledger.sqlite.sha256",
+    "ledger.sqlite", "ledger.sqlite.sha256", "gallery.npz",
 ]  # fmt: skip
 
 

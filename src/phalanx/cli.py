@@ -452,6 +452,34 @@ def attack(
 
 
 @app.command()
+def certify(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    norm: Annotated[str, typer.Option(help="L2, Linf or L1.")] = "L2",
+    method: Annotated[str, typer.Option(help="auto (the best that applies), lipschitz, ibp or crown.")] = "auto",
+    n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
+    weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images looked at together; changes no radius.")] = 256,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where to write. [default: RUN/certificates/NAME]")
+    ] = None,
+) -> None:
+    """Prove, for each test image of a run, a radius within which no attack changes a right answer."""
+    from phalanx.certification import certificate_text
+    from phalanx.config import EvaluationConfig
+    from phalanx.console import ConsoleReporter
+    from phalanx.errors import InputError
+    from phalanx.workflow import certify_run
+
+    if weights not in ("best", "last"):
+        raise InputError(f"--weights must be best or last, got {weights!r}")
+    settings = EvaluationConfig(n=n, weights="last" if weights == "last" else "best", batch_size=batch_size)
+    with ConsoleReporter(run.name) as reporter:
+        folder, record = certify_run(run, settings, norm, method, out, reporter)
+    typer.echo(certificate_text(record))
+    typer.echo(f"written: {folder / 'certificates.json'}")
+
+
+@app.command()
 def selftest(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the results as JSON. [default: nothing]")
@@ -498,15 +526,26 @@ def report(
         typer.Option("--out", metavar="DIR", help="Where to write. [default: the first folder]"),
     ] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Robustness report",
+    format_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="NAME",
+            help="html, json, text, csv, latex or markdown; repeated, or with commas between. [default: html,json,text]",
+        ),
+    ] = None,
 ) -> None:
-    """Write report.html, table.json and table.txt from what was evaluated; computes nothing."""
+    """Write a page and tables of what was evaluated; computes nothing, and the same folders give the same bytes."""
     from phalanx.report import terminal_table
     from phalanx.workflow import find_rows, report_on
 
     command = " ".join(["phalanx report", *map(str, runs)])
-    page, files = report_on(find_rows(runs), out or runs[0], title=title, description="", command=command)
+    page, files = report_on(
+        find_rows(runs), out or runs[0], title=title, description="", command=command, formats=format_ or ()
+    )
     typer.echo(terminal_table(page))
-    typer.echo(f"report: {files['report.html']}")
+    for name, path in files.items():
+        typer.echo(f"{'report' if name == 'report.html' else name}: {path}")
 
 
 @recipes_app.command("list")
@@ -555,7 +594,8 @@ def recipes_schema() -> None:
 
 
 DataArgument = Annotated[
-    str, typer.Argument(metavar="DATA", help="digits, folder:PATH, parquet:PATH, or a recipe whose data is meant.")
+    str,
+    typer.Argument(metavar="DATA", help="digits, folder:PATH, parquet:PATH, a public set, or a recipe with its data."),
 ]
 
 
@@ -572,6 +612,21 @@ def data_check(data: DataArgument, set_: SetOption = None) -> None:
     if problems:
         raise InputError("\n  ".join([f"{len(problems)} problems in {data}:", *problems]))
     typer.echo(f"{data}: nothing wrong")
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="mnist, cifar10, cifar100, svhn or tiny-imagenet.")],
+    root: Annotated[
+        Path | None,
+        typer.Option("--root", metavar="DIR", help="Where to. [default: where runs look: $PHALANX_DATA/NAME]"),
+    ] = None,
+) -> None:
+    """Download a public data set and verify its checksum; needs phalanx[vision]. Nothing else here downloads."""
+    from phalanx.data.fetch import fetch
+
+    folder = fetch(name, root, tell=lambda message: typer.echo(message, err=True))
+    typer.echo(f"{name}: {folder}")
 
 
 @data_app.command("describe")

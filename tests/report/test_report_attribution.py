@@ -9,9 +9,9 @@ from report_sample import make_source, page_of
 
 from phalanx.errors import CorruptError, InputError
 from phalanx.report import Page, render_html, terminal_table, to_json
-from phalanx.report.attribution import read_attribution
-from phalanx.report.attribution_tables import attribution_tables
-from phalanx.report.sections import Table
+from phalanx.report.attribution import Attribution, read_attribution
+from phalanx.report.attribution_tables import attribution_tables, moves_tables
+from phalanx.report.table import Table
 
 
 def share(held: int, n: int = 10) -> dict[str, Any]:
@@ -88,12 +88,17 @@ def tables(page: Page) -> dict[str, Table]:
     return {table.title: table for table in attribution_tables(page.rows[0].attribution)}
 
 
+def attributed(page: Page) -> Attribution:
+    found = page.rows[0].attribution
+    assert found is not None
+    return found
+
+
 def test_every_table_by_hand(tmp_path: Path) -> None:
     page = told(tmp_path)
     found = tables(page)
     assert list(found) == [
         "Who is to blame",
-        "Routes of the broken images",
         "Robust accuracy taken apart",
         "Each expert, and the model without it",
         "Transfer between experts",
@@ -109,7 +114,7 @@ def test_every_table_by_hand(tmp_path: Path) -> None:
     ]
     assert "Of 10 images, 4 that were right when clean are broken" in blame.note
     assert "1 more did not break again" in blame.note
-    moves = found["Routes of the broken images"]
+    (moves,) = moves_tables(attributed(page))
     assert moves.head == ("from", "to 0", "to 1") and moves.lines == (("0", "1", "2"), ("1", "0", "0"))
     # Wilson: 2 of 3
     assert "66.7 % [20.8, 93.9] of 3 flip" in moves.note
@@ -122,7 +127,8 @@ def test_every_table_by_hand(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found["Transfer between experts"].lines[0] == ("expert 0", "40.0", "60.0", "50.0")
     assert [line[-1] for line in found["Gates by radius"].lines] == ["0.250", "–"]
-    assert "<h4>Who is to blame</h4>" in render_html(page)
+    html = render_html(page)
+    assert "<h4>Who is to blame</h4>" in html and "<figcaption>Routes of the broken images</figcaption>" in html
     json.dumps(to_json(page), allow_nan=False)
 
 

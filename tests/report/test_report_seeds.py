@@ -137,4 +137,4 @@ def test_the_files_hold_the_mean_and_every_seed(table: SeedTable, tmp_path: Path
     # the single seeds, with their intervals
     assert "<td>2</td>" in page and "70.0 [39.7, 89.2]" in page
     assert page == write_seeds_report(tmp_path / "again", table)["report.html"].read_text()
-    assert "<script" not in page
+    assert page.count("<script") == 1

@@ -114,4 +114,7 @@ class RunConfig:
 def bound_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved configuration that a run folder is bound to: how it is trained, not how it is measured
     afterwards or what it is called."""
-    return {key: value for key, value in config.items() if key not in ("label", "evaluation")}
+    bound = {key: value for key, value in config.items() if key not in ("label", "evaluation")}
+    # folders from before there was a choice do not speak of it
+    training = {key: value for key, value in bound["training"].items() if (key, value) != ("sampling", "shuffled")}
+    return {**bound, "training": training}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from phalanx.report.build import build_page
 from phalanx.report.evaluated import evaluation_text
-from phalanx.report.files import write_report, write_seeds_report
+from phalanx.report.files import read_formats, write_report, write_seeds_report
 from phalanx.report.honesty import honesty_text, read_honesty
 from phalanx.report.html import render_html
 from phalanx.report.material import RowSource
@@ -26,6 +26,7 @@ __all__ = [
     "evaluation_text",
     "honesty_text",
     "over_seeds",
+    "read_formats",
     "read_honesty",
     "render_html",
     "seeds_text",

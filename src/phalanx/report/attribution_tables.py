@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from phalanx.report.attribution import Attribution, Part
 from phalanx.report.page import Notice, Row
 from phalanx.report.rate import Rate
-from phalanx.report.sections import Table
+from phalanx.report.table import Table
 from phalanx.report.words import ABSENT, bounds, percent, plural, rated
 
 
 def attribution_tables(found: Attribution | None) -> list[Table]:
-    """What attribution.json says; none without it."""
+    """What attribution.json says but for the gates' moves, which are drawn; none without it."""
     if found is None:
         return []
-    tables = [_blame(found), *_moves(found), _apart(found)]
+    tables = [_blame(found), _apart(found)]
     for part in found.parts:
         tables += [_experts(found, part), _transfer(found, part)]
     return [table for table in (*tables, _ladder(found)) if table.lines]
@@ -75,7 +75,8 @@ def _blame(found: Attribution) -> Table:
     )
 
 
-def _moves(found: Attribution) -> Iterator[Table]:
+def moves_tables(found: Attribution) -> Iterator[Table]:
+    """Where each gate sends the broken images, the numbers of a drawing."""
     for gate in found.gates:
         n = sum(map(sum, gate.moves))
         experts = range(len(gate.moves))

@@ -11,6 +11,7 @@ from phalanx.errors import InputError
 from phalanx.report.attribution_tables import attribution_notices
 from phalanx.report.columns import Faced, columns_of
 from phalanx.report.comparisons import margin_comparisons, tradeoffs
+from phalanx.report.corruptions import covered
 from phalanx.report.counts import read_counts
 from phalanx.report.curves import NO_CURVES
 from phalanx.report.findings import caveats, evaluation_notices, summary, training_notices
@@ -151,7 +152,7 @@ def _row(
         outside=outside,
         challenges=book.challenges,
         unchallenged=book.unchallenged,
-        threats=book.threats,
+        threats=covered(book.threats, material.corruptions),
         reported=reported,
         class_names=names,
         classes=tuple(ClassRates(names[label], *rates) for label, rates in book.classes.items()),
@@ -161,6 +162,9 @@ def _row(
         queries=material.queries,
         targeted=material.targeted,
         honesty=material.honesty,
+        gallery=material.gallery,
+        corruptions=material.corruptions,
+        certificates=material.certificates,
         curves=material.run.curves if material.run and material.kind is None else NO_CURVES,
         settings=_settings(material),
         data=_data(material),

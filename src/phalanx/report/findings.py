@@ -32,13 +32,23 @@ _GENERAL_OBJECTIVES = frozenset({"cross_entropy", "margin", "dlr"})
 
 def summary(rows: Sequence[Row], attacks: Sequence[Attack]) -> tuple[str, ...]:
     """What was trained, how accurate it is, and how robust under what. Many rows: only the most robust is told."""
-    told = rows if len(rows) <= _TOLD_ROWS else [max(rows, key=lambda row: row.worst.share if row.worst else -1.0)]
+    told = told_rows(rows)
     trained = [f"{row.label} ({_architecture(row)}, {_made(row)})" for row in told]
     if len(told) == len(rows):
         first = f"{_models(len(rows))} on {_data_names(rows)}: {listed(trained)}."
     else:
         first = f"{_models(len(rows))} on {_data_names(rows)}; the most robust of them is {trained[0]}."
-    return first, *(_accuracy(row, attacks) for row in told)
+    return first, *(accuracy_sentence(row, attacks) for row in told)
+
+
+def told_rows(rows: Sequence[Row]) -> Sequence[Row]:
+    """Those that are told of in the opening: all if they are few, else the most robust one."""
+    return rows if len(rows) <= _TOLD_ROWS else [most_robust(rows)]
+
+
+def most_robust(rows: Sequence[Row]) -> Row:
+    """The first of them with the highest worst case."""
+    return max(rows, key=lambda row: row.worst.share if row.worst else -1.0)
 
 
 def _models(count: int) -> str:
@@ -85,7 +95,8 @@ _NAMED_ATTACKS = 3
 """A sentence names at most so many; the table names all."""
 
 
-def _accuracy(row: Row, attacks: Sequence[Attack]) -> str:
+def accuracy_sentence(row: Row, attacks: Sequence[Attack]) -> str:
+    """How accurate a row is, and how robust under what."""
     clean = f"Of {plural(row.n, 'image')}, {row.label} classifies {_rate(row.clean)} correctly when they are clean"
     if row.worst is None:
         return f"{clean}; it has not been attacked."
@@ -127,7 +138,7 @@ def _attack_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[
     small = [row.label for row in rows if row.worst is not None and not _used_whole_radius(row, attacks)]
     if small:
         yield f"No attack on {listed(small)} had the whole radius of the threat: a larger perturbation may break more."
-    if any(row.has_router for row in rows) and not any(_aims_at_routing(attack) for attack in attacks):
+    if any(row.has_router for row in rows) and not any(aims_at_routing(attack) for attack in attacks):
         yield "No routing-aware attack has been run, though a router is one more part that can be fooled."
     if any(row.is_dual for row in rows) and not any(_aims_at_halves(attack) for attack in attacks):
         yield "No attack has aimed at a dual model's halves, one of which may be fooled far more easily than both."
@@ -145,7 +156,8 @@ def _radius(attack: Attack, row: Row) -> float:
     return radius(attack.spec.get("eps", row.measurement["eps"]))
 
 
-def _aims_at_routing(attack: Attack) -> bool:
+def aims_at_routing(attack: Attack) -> bool:
+    """Whether it knows of routes: it climbs another surface than the whole model's, or an objective about routes."""
     return attack.surface != "whole" or attack.spec.get("objective", "margin") not in _GENERAL_OBJECTIVES
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 from phalanx.report.honesty import STATUSES, CheckLine, alarms, counted
 from phalanx.report.page import Notice, NoticeKind, Row
-from phalanx.report.sections import Table
+from phalanx.report.table import Table
 from phalanx.report.words import ABSENT
 
 _SHOWN = 4
@@ -35,6 +35,22 @@ def honesty_table(row: Row) -> Table | None:
             for status in STATUSES
             for check in honesty.having(status)
         ),
+    )
+
+
+def honesty_matrix(rows: Sequence[Row]) -> Table | None:
+    """How each check ended for each row; None for one row, whose table says it, and where none was run."""
+    found = [(row, row.honesty) for row in rows if row.honesty is not None and row.honesty.checks]
+    if len(rows) < 2 or not found:
+        return None
+    names = {check.id: f"{check.id} {check.title}" for _, honesty in found for check in honesty.checks}
+    ended = [{check.id: check.status for check in honesty.checks} for _, honesty in found]
+    return Table(
+        "Honesty checks of all models",
+        "M1 to M12 look at the model, E1 to E21 at the attacks. A failure invalidates a headline, a warning belongs "
+        "beside it; info is for the record.",
+        ("check", *(row.label for row, _ in found)),
+        tuple((name, *(statuses.get(check, ABSENT) for statuses in ended)) for check, name in names.items()),
     )
 
 

@@ -11,7 +11,10 @@ from phalanx.errors import CorruptError, InputError
 from phalanx.report.analysis import Analysis, read_analysis
 from phalanx.report.attribution import Attribution, read_attribution
 from phalanx.report.book import Book, read_book
+from phalanx.report.certificates import Certificates, read_certificates
+from phalanx.report.corruptions import Corruptions, read_corruptions
 from phalanx.report.curves import Curves, read_curves
+from phalanx.report.gallery import Gallery, read_gallery
 from phalanx.report.honesty import HONESTY_NAME, Honesty, read_honesty
 from phalanx.report.mixture import Mixture, mixtures_of
 from phalanx.report.page import FOREIGN
@@ -27,6 +30,8 @@ ANALYSIS_NAME = "analysis.json"
 ATTRIBUTION_NAME = "attribution.json"
 QUERIES_NAME = "queries.json"
 TARGETED_NAME = "targeted.json"
+GALLERY_NAME = "gallery.npz"
+CORRUPTIONS_NAME = "corruptions.json"
 MODEL_NAME = "model.json"
 METRICS_NAME = "metrics.jsonl"
 ENVIRONMENT_NAME = "environment.json"
@@ -95,6 +100,9 @@ class Material:
     queries: QueryCurves | None
     targeted: Targeted | None
     honesty: Honesty | None
+    gallery: Gallery | None
+    corruptions: Corruptions | None
+    certificates: tuple[Certificates, ...]
     book: Book
     bound: Fields
     """Of a model made elsewhere what its evaluation is bound to; empty for a run."""
@@ -143,6 +151,9 @@ def read_material(source: RowSource) -> Material:
         queries=read_queries(source.evaluation / QUERIES_NAME),
         targeted=read_targeted(source.evaluation / TARGETED_NAME),
         honesty=read_honesty(source.evaluation / HONESTY_NAME),
+        gallery=read_gallery(source.evaluation / GALLERY_NAME),
+        corruptions=read_corruptions(source.evaluation / CORRUPTIONS_NAME),
+        certificates=read_certificates(source.run, book.binding),
         book=book,
         bound=_bound(source.evaluation) if source.run is None else Fields("", {}),
     )

@@ -9,8 +9,11 @@ from typing import Literal
 
 from phalanx.report.analysis import Analysis, MarginChange
 from phalanx.report.attribution import Attribution
+from phalanx.report.certificates import Certificates
+from phalanx.report.corruptions import Corruptions
 from phalanx.report.counts import Counts
 from phalanx.report.curves import Curves
+from phalanx.report.gallery import Gallery
 from phalanx.report.headline import WORST, Column
 from phalanx.report.honesty import Honesty
 from phalanx.report.mixture import Mixture
@@ -117,6 +120,12 @@ class Row:
     targeted: Targeted | None
     honesty: Honesty | None
     """None where the evaluation did not end, or is older than the checks."""
+    gallery: Gallery | None
+    """None where no image was kept."""
+    corruptions: Corruptions | None
+    """None where accuracy under them was not asked for."""
+    certificates: tuple[Certificates, ...]
+    """Of this very model."""
     curves: Curves
     """Empty for a dual model put together from two runs."""
     settings: Mapping[str, JSON]

@@ -15,6 +15,8 @@ from phalanx.report.words import clipped
 _DASHES = ("-", "--", ":", "-.")
 # a longer legend makes a plot taller, not its axes smaller
 _LEGEND_LINE, _LEGEND_LINES = 16, 5
+_LEAST_APART = 0.07
+"""Of the scale, between two numbers written below it."""
 _LINE = 18.0
 """Height of one line of the interval plot."""
 
@@ -121,20 +123,23 @@ def line_plot(
         log: equal ratios of what runs from left to right are equally far apart.
     """
     with styled(name):
-        drawing, axes = figure(350, 235 + _LEGEND_LINE * max(0, len(series) - _LEGEND_LINES))
+        columns = 1 if len(series) <= _LEGEND_LINES else 2
+        lines = -(-len(series) // columns)
+        drawing, axes = figure(350, 235 + _LEGEND_LINE * max(0, lines - _LEGEND_LINES // columns))
         for number, line in enumerate(series):
-            _draw_line(axes, line, _DASHES[number % len(_DASHES)])
+            # where the colours begin again, other dashes go with them
+            _draw_line(axes, line, _DASHES[(number + number // len(SERIES)) % len(_DASHES)])
         if across == "epoch":
             _epochs_below(axes)
         else:
             if log:
                 axes.set_xscale("log")
-            _values_below(axes, across, [value for line in series for value in line.at])
+            _values_below(axes, across, [value for line in series for value in line.at], log)
         axes.set_ylabel(axis)
         if percent:
             axes.set_ylim(0, 100)
         if len(series) > 1:
-            drawing.legend(loc="outside upper left", frameon=False, handlelength=2.4, ncols=1, labelcolor=INK)
+            drawing.legend(loc="outside upper left", frameon=False, handlelength=2.4, ncols=columns, labelcolor=INK)
         return render(drawing, description)
 
 
@@ -172,14 +177,25 @@ def _epochs_below(axes: Axes) -> None:
     _lined(axes)
 
 
-def _values_below(axes: Axes, name: str, values: Sequence[float]) -> None:
+def _values_below(axes: Axes, name: str, values: Sequence[float], log: bool) -> None:
     """The values themselves on the scale, or where they are many, round numbers."""
     axes.set_xlabel(name)
     marks = sorted(set(values))
     if len(marks) <= 8:
+        marks = _apart(marks, log)
         axes.set_xticks(marks, [f"{mark:,.0f}" if mark >= 1000 else f"{mark:.3g}" for mark in marks])
         axes.set_xticks([], minor=True)
     _lined(axes)
+
+
+def _apart(marks: Sequence[float], log: bool) -> list[float]:
+    """The increasing marks without those that would be written over the one before."""
+    at = [math.log(mark) if log else mark for mark in marks]
+    kept: list[int] = []
+    for place, position in enumerate(at):
+        if not kept or position - at[kept[-1]] >= _LEAST_APART * (at[-1] - at[0]):
+            kept.append(place)
+    return [marks[place] for place in kept]
 
 
 def _lined(axes: Axes) -> None:

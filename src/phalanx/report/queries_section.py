@@ -11,7 +11,7 @@ from phalanx.report.page import Page, Row
 from phalanx.report.plots import line_plot
 from phalanx.report.queries import QueryCurve, Targeted
 from phalanx.report.rate import Rate
-from phalanx.report.sections import Table
+from phalanx.report.table import Table
 from phalanx.report.words import ABSENT, percent, rated
 
 MOST_CLASSES = 20

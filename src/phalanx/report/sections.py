@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
 
 from phalanx.report.analysis import Analysis, Gate, MarginChange
 from phalanx.report.counts import HEAD, NOT_COUNTED, NOTE
@@ -12,19 +11,9 @@ from phalanx.report.curves import LATE
 from phalanx.report.page import Attack, MarginComparison, Page, Row
 from phalanx.report.rate import Rate
 from phalanx.report.reach import REACH_HEAD, REACH_NOTE, REACH_TITLE
+from phalanx.report.table import Table
 from phalanx.report.words import ABSENT, bounds, percent, plural, rated
 from phalanx.runs import AttackSummary
-
-
-@dataclass(frozen=True)
-class Table:
-    """Numbers under a heading; the first column names the line."""
-
-    title: str
-    note: str
-    head: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-
 
 # -- all rows ------------------------------------------------------------------------------------------------------
 

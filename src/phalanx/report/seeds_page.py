@@ -15,9 +15,9 @@ from phalanx.report.lines import MEASURED, REPORTED, Line, legend, printed
 from phalanx.report.plots import Series, line_plot
 from phalanx.report.rate import Rate
 from phalanx.report.records import Fields
-from phalanx.report.sections import Table
 from phalanx.report.seeds import SeedRow, SeedSweep, SeedTable, Spread
 from phalanx.report.sweeps import printed_points
+from phalanx.report.table import Table
 from phalanx.report.text import aligned, wrapped
 from phalanx.report.threats import NOTE, TITLE
 from phalanx.report.words import ABSENT, listed, plural, rated
@@ -157,6 +157,8 @@ def seeds_html(table: SeedTable) -> str:
         "seeds.html.j2",
         page=table,
         headline=[seed_lines(row, table) for row in table.rows],
+        fact_heads=(),
+        facts=[() for _ in table.rows],
         legend=list(legend(table.columns)),
         remarks=list(_remarks(table)),
         sweeps=[_sweep_plot(f"sweep-{number}", sweep, table) for number, sweep in enumerate(table.sweeps)],

@@ -73,7 +73,7 @@ def render(drawing: Figure, description: str) -> str:
     body = _FOREIGN.sub("", written[view_box.end() :])
     # within tags only: text is the user's
     body = _TAG.sub(lambda tag: _adapted(tag[0]), body)
-    body = _EMPTY_GROUP.sub("", _BETWEEN_TAGS.sub("><", body)).strip()
+    body = _EMPTY_GROUP.sub("", _UNSEEN.sub("", _BETWEEN_TAGS.sub("><", body))).strip()
     return f'<svg viewBox="{view_box[1]}" role="img" aria-label="{html.escape(description, quote=True)}">{body}'
 
 
@@ -81,6 +81,8 @@ def render(drawing: Figure, description: str) -> str:
 _FOREIGN = re.compile(r"<metadata>.*?</metadata>|<style.*?</style>", re.DOTALL)
 _TAG = re.compile(r"<[a-z][^>]*>")
 _BETWEEN_TAGS = re.compile(r">\s+<")
+# what is drawn in no colour at all
+_UNSEEN = re.compile(r'<path [^>]*style="fill: none"/>')
 _EMPTY_GROUP = re.compile(r"<g/>|<defs></defs>")
 _NO_ROTATION = re.compile(r' transform="rotate\(-0 [^"]*"')
 _FONT = re.compile(r"font: ([a-z0-9]+ )?([\d.]+px) [^;\"]*")
@@ -94,7 +96,8 @@ def _adapted(tag: str) -> str:
     for color, variable in _VARIABLES.items():
         tag = tag.replace(color, f"var(--{variable})")
     tag = _FONT.sub(lambda font: f"font-weight: {(font[1] or '400').strip()}; font-size: {font[2]}", tag)
-    tag = _FONT_FAMILY.sub("", tag)
+    # the size that nearly all text has stands in the style sheet
+    tag = _FONT_FAMILY.sub("", tag).replace(f"font-size: {FONT_SIZE}px; ", "")
     # the groups' ids repeat in every figure and nothing refers to them
     tag = _GROUP_ID.sub("", tag)
     return _DECIMALS.sub(r"\1", _NO_ROTATION.sub("", " ".join(tag.split())))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from phalanx.report.page import Page, Row
 from phalanx.report.rate import Rate
-from phalanx.report.sections import Table
+from phalanx.report.table import Table
 from phalanx.report.text import wrapped
 from phalanx.report.words import ABSENT, listed, percent, plural, rated
 from phalanx.runs.summary import wilson

@@ -1,6 +1,7 @@
 """What a command does: the rooms put together. Each function makes, or takes up again, one folder."""
 
 from phalanx.workflow.attacking import Attacked, attack_run
+from phalanx.workflow.certifying import certificates_folder, certify_run
 from phalanx.workflow.comparing import Comparison, compare
 from phalanx.workflow.compute import cpu_threads, environment, pick_device, processor_name
 from phalanx.workflow.evaluating import (
@@ -33,6 +34,8 @@ __all__ = [
     "Reproduction",
     "Trained",
     "attack_run",
+    "certificates_folder",
+    "certify_run",
     "compare",
     "cpu_threads",
     "data_config",

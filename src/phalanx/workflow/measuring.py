@@ -18,6 +18,8 @@ from phalanx.errors import LockedError
 from phalanx.evaluation import Evaluation, Limits, Protocol, Shard, analyse, evaluate
 from phalanx.evaluation.attribution import attribute, has_choice
 from phalanx.evaluation.checks import check_classes
+from phalanx.evaluation.corruptions import PART as CORRUPTIONS
+from phalanx.evaluation.corruptions import under_corruptions
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.evaluation.honesty import LEFT_OUT, parts_in_training, run_checks
 from phalanx.evaluation.model_parts import protocol_for
@@ -28,11 +30,12 @@ from phalanx.evaluation.transfer import Surrogate, with_surrogates
 from phalanx.loading import to_plain
 from phalanx.nn import frozen
 from phalanx.routing import Counts, counts
-from phalanx.runs import RunFolder, Verdict, write_json
+from phalanx.runs import RunFolder, Verdict, write_bytes, write_json
 from phalanx.runs.threats import coverage
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter, Silent
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
+from phalanx.workflow.gallery import GALLERY_NAME, gallery
 from phalanx.workflow.signals import stopped_by_signals
 from phalanx.workflow.surrogates import surrogates
 from phalanx.workflow.training import refuse_other_data, require_finished
@@ -42,6 +45,7 @@ ANALYSIS_NAME = "analysis.json"
 ATTRIBUTION_NAME = "attribution.json"
 HONESTY_NAME = "honesty.json"
 QUERIES_NAME = "queries.json"
+CORRUPTIONS_NAME = "corruptions.json"
 TARGETED_NAME = "targeted.json"
 LEDGER_NAME = "ledger.sqlite"
 EVALUATION_SCHEMA = 1
@@ -251,8 +255,13 @@ def _write(target: RunFolder, loaded: _Measured, found: Evaluation, reporter: Re
     curves = query_curves(found.rows, found.attacks)
     if curves is not None:
         write_json(target.resolve(QUERIES_NAME), curves.to_json())
-    if "thorough" in map(str.strip, config.protocol.split(",")):
+    if CORRUPTIONS in _asked(config):
+        write_json(target.resolve(CORRUPTIONS_NAME), _corrupted(loaded, reporter))
+    if "thorough" in _asked(config):
         write_json(target.resolve(TARGETED_NAME), _targeted(loaded, reporter))
+    pictures = _pictured(loaded, found)
+    if pictures is not None:
+        write_bytes(target.resolve(GALLERY_NAME), pictures)
     write_json(target.resolve(HONESTY_NAME), _checked(loaded, found, attributed, reporter))
     record = {
         "schema": EVALUATION_SCHEMA,
@@ -311,18 +320,34 @@ def _analysed(loaded: _Measured, name: str, reporter: Reporter) -> dict[str, Any
     ).to_json()
 
 
+def _asked(config: EvaluationConfig) -> set[str]:
+    """The parts of a protocol's name."""
+    return {part.strip() for part in config.protocol.split(",")}
+
+
+def _corrupted(loaded: _Measured, reporter: Reporter) -> dict[str, Any]:
+    return under_corruptions(
+        loaded.model,
+        loaded.images.first(min(ANALYSED, len(loaded.images))),
+        batch_size=loaded.config.batch_size,
+        seed=loaded.seed,
+        device=loaded.device,
+        progress=reporter.progress,
+    ).to_json()
+
+
 _ATTRIBUTED = re.compile(r"standard|plus|quick|thorough|routing-\d+")
 
 
 def _is_attributed(loaded: _Measured) -> bool:
     config = loaded.config
-    by_default = any(_ATTRIBUTED.fullmatch(part.strip()) for part in config.protocol.split(","))
+    by_default = any(_ATTRIBUTED.fullmatch(part) for part in _asked(config))
     wanted = by_default if config.attribution is None else config.attribution
     return wanted and len(loaded.images) > 0 and has_choice(loaded.model, loaded.images, loaded.device)
 
 
 def _attributed(loaded: _Measured, found: Evaluation, reporter: Reporter) -> dict[str, Any]:
-    most = ATTRIBUTED_QUICKLY if loaded.config.protocol.strip() == "quick" else ANALYSED
+    most = ATTRIBUTED_QUICKLY if _asked(loaded.config) - {CORRUPTIONS} == {"quick"} else ANALYSED
     return attribute(
         loaded.model,
         loaded.images.first(min(most, len(loaded.images))),
@@ -333,6 +358,18 @@ def _attributed(loaded: _Measured, found: Evaluation, reporter: Reporter) -> dic
         device=loaded.device,
         progress=reporter.progress,
     ).to_json()
+
+
+def _pictured(loaded: _Measured, found: Evaluation) -> bytes | None:
+    return gallery(
+        loaded.model,
+        loaded.images,
+        found,
+        loaded.tried,
+        batch_size=loaded.config.batch_size,
+        seed=loaded.seed,
+        device=loaded.device,
+    )
 
 
 def _targeted(loaded: _Measured, reporter: Reporter) -> dict[str, Any]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from phalanx.config import AnyView, RunConfig, load_run
 from phalanx.data import DataConfig
+from phalanx.data.config import NAMED
 from phalanx.errors import InputError
 from phalanx.loading import load_recipe
-from phalanx.report import Page, RowSource, build_page, write_report
+from phalanx.report import Page, RowSource, build_page, read_formats, write_report
 from phalanx.report.records import read_object
 from phalanx.runs import RunFolder
 from phalanx.workflow.evaluating import EVALUATION_NAME
@@ -75,17 +76,20 @@ def report_on(
     command: str,
     reported: Mapping[str, Mapping[str, float]] | None = None,
     reported_source: str = "",
+    formats: Sequence[str] = (),
 ) -> tuple[Page, dict[str, Path]]:
-    """Builds the page and writes it into `folder`: the page, and where its files are by kind.
+    """Builds the page and writes it into `folder`: the page, and where its files are by name.
 
     `reported` holds what a paper printed for rows, by label and column, in percent; `reported_source` says where.
+    `formats` are those of `phalanx.report.read_formats`.
     """
+    wanted = read_formats(formats)
     page = build_page(title, description, rows, command, reported=reported, reported_source=reported_source)
-    return page, write_report(folder, page)
+    return page, write_report(folder, page, wanted)
 
 
 def data_config(name: str, overrides: tuple[str, ...] = ()) -> DataConfig:
     """The data settings meant by "digits", "folder:PATH", "parquet:PATH" or a recipe, with `--set data.KEY=VALUE`."""
-    if name == "digits" or ":" in name:
+    if name == "digits" or name in NAMED or ":" in name:
         return load_recipe(RunConfig, None, overrides, values={"data": {"name": name}}).value.data
     return load_run(name, overrides).value.data

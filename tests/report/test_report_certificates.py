@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from report_sample import MODEL_SHA256, make_source, page_of
+
+from phalanx.errors import CorruptError
+from phalanx.report import Page, RowSource, render_html, to_json
+from phalanx.report.opening import headlines
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    """Of 10 images 7 right beyond rounding, 2 of them certified at 8/255."""
+    radii = [0.0, 0.01, 0.02, 0.03, 8 / 255, 0.2, 0.025, 0.9, 0.0, 0.0]
+    reasons = ["certified"] * 7 + ["misclassified"] * 3
+    return {
+        "schema": 1,
+        "norm": "Linf",
+        "method": "crown",
+        "n": 10,
+        "radii": radii,
+        "reasons": reasons,
+        "grid": [{"radius": 0.0, "certified": 7, "low": 0.4, "high": 0.9}],
+        "vacuous": "",
+        "model_sha256": MODEL_SHA256,
+        **changes,
+    }
+
+
+def certified(tmp_path: Path, **changes: Any) -> Page:
+    source: RowSource = make_source(tmp_path)
+    assert source.run is not None
+    folder = source.run / "certificates" / "Linf-crown-best-all"
+    folder.mkdir(parents=True)
+    (folder / "certificates.json").write_text(json.dumps(record(**changes)))
+    return page_of(source)
+
+
+def test_certified_stands_beside_attacked_at_the_same_radius(tmp_path: Path) -> None:
+    page = certified(tmp_path)
+    html = render_html(page)
+    assert "<h4>Certified beside attacked accuracy</h4>" in html
+    # Wilson: 2 of 10 certified, 5 of 10 held
+    assert "<td>8/255</td><td>20.0 [5.7, 51.0]</td><td>50.0 [23.7, 76.3]</td>" in html
+    assert "<td>0</td><td>70.0 [39.7, 89.2]</td><td>–</td>" in html
+    assert [one.share for one in headlines(page)[0].figures] == ["50.0 %", "–", "80.0 %", "20.0 %"]
+    assert to_json(page)["rows"][0]["certificates"][0]["certified_at_eps"] == 2
+
+
+def test_another_norm_has_no_attacked_accuracy_beside_it(tmp_path: Path) -> None:
+    page = certified(tmp_path, norm="L2", vacuous="the bound is vacuous: 1e9")
+    html = render_html(page)
+    assert "<td>0</td><td>70.0 [39.7, 89.2]</td><td>–</td>" in html and "<td>8/255</td><td>20.0" not in html
+    assert "the bound is vacuous: 1e9." in html
+    assert len(headlines(page)[0].figures) == 3
+
+
+def test_certificates_of_other_weights_are_left_out(tmp_path: Path) -> None:
+    page = certified(tmp_path, model_sha256="00" * 32)
+    assert page.rows[0].certificates == () and "Certified beside" not in render_html(page)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n": 11}, {"reasons": "all"}, {"radii": ["a"] * 10}, {"grid": [{"radius": 0.0, "certified": 11}]}]
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(CorruptError, match=r"certificates\.json"):
+        certified(tmp_path, **changes)
