@@ -220,6 +220,7 @@ def test_a_run_is_bound_to_how_it_is_trained() -> None:
     bound = bound_config(plain)
     assert set(plain) - set(bound) == {"label", "evaluation"}
     for override, same in [("evaluation.n=3", True), ("label=x", True), ("seed=1", False), ("validation.n=3", False),
-                           ("training.sampling=shuffled", True), ("training.sampling=class_balanced", False)]:  # fmt: skip
+                           ("training.sampling=shuffled", True),
+                           ("training.sampling=class_balanced", False)]:  # fmt: skip
         other = bound_config(to_plain(load_run("digits-at", (override,)).value))
         assert (other == bound) is same, override

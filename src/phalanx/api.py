@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from phalanx import attacks, data, experts, methods, routing
+from phalanx.certification import Certificate, certify
 from phalanx.data import DataConfig, ImageSet, Splits, load_data
 from phalanx.errors import InputError
 from phalanx.evaluation import Evaluation, Limits, validation
@@ -30,6 +31,7 @@ from phalanx.workflow import Trained, train_into
 
 __all__ = [
     "CNNRouter",
+    "Certificate",
     "DataConfig",
     "DualModel",
     "Evaluation",
@@ -45,6 +47,7 @@ __all__ = [
     "TrainingConfig",
     "attacks",
     "build_expert",
+    "certify",
     "data",
     "evaluate",
     "experts",

@@ -531,7 +531,7 @@ def report(
         typer.Option(
             "--format",
             metavar="NAME",
-            help="html, json, text, csv, latex or markdown; repeated, or with commas between. [default: html,json,text]",
+            help="html, json, text, csv, latex or markdown; repeated or joined by commas. [default: html,json,text]",
         ),
     ] = None,
 ) -> None:

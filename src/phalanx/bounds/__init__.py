@@ -1,5 +1,34 @@
-"""Bounds of linear functions over a threat's ball: what reachable sets, and certificates, stand on."""
+"""Bounds of functions over a threat's ball: what reachable sets, and certificates, stand on."""
 
+from phalanx.bounds.crown import crown_lower
 from phalanx.bounds.dual_norm import dual_norm, largest_increase, pairwise_lipschitz
+from phalanx.bounds.intervals import Ball, Interval, interval_features, slopes_of
+from phalanx.bounds.lipschitz import feature_gains, output_lipschitz
+from phalanx.bounds.reading import Blocks, read_network
+from phalanx.bounds.softmax import prob_margin_low, softmax_min
+from phalanx.bounds.spectral import conv_upper, gram_upper
+from phalanx.bounds.stages import ChannelScale, Dense, Residual, Stage, forward
 
-__all__ = ["dual_norm", "largest_increase", "pairwise_lipschitz"]
+__all__ = [
+    "Ball",
+    "Blocks",
+    "ChannelScale",
+    "Dense",
+    "Interval",
+    "Residual",
+    "Stage",
+    "conv_upper",
+    "crown_lower",
+    "dual_norm",
+    "feature_gains",
+    "forward",
+    "gram_upper",
+    "interval_features",
+    "largest_increase",
+    "output_lipschitz",
+    "pairwise_lipschitz",
+    "prob_margin_low",
+    "read_network",
+    "slopes_of",
+    "softmax_min",
+]

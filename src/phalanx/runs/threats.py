@@ -32,7 +32,7 @@ HOW: Mapping[str, str] = {
     "backdoor": "looking for a small trigger that turns images of any class into one, as Neural Cleanse does",
     "extraction": "training a copy on the model's answers, and how far it agrees for how many of them",
     "membership": "a membership inference attack, its true positives at 0.1 % false ones on training and test images",
-    "corruption": "accuracy on the common corruptions at five severities, as in CIFAR-10-C",
+    "corruption": "phalanx evaluate with corruptions in its --protocol, such as quick,corruptions: noise, blur, codecs",
     "hardware": "accuracy with bits of the weights flipped, and under the arithmetic it is deployed with",
 }
 """By threat, in the order of the table, what would measure it."""

@@ -1,0 +1,131 @@
+"""From a model to what a certificate can be searched for, or to the reason why it has none."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from phalanx.bounds import Dense
+from phalanx.bounds.stages import Shape
+from phalanx.certification.dual import Combined
+from phalanx.certification.moe import Cells, Certifiable, Mixture
+from phalanx.certification.networks import Network
+from phalanx.errors import InputError
+from phalanx.routing import (
+    AdaptiveSmoothing,
+    DualModel,
+    Ensemble,
+    LayerMixture,
+    MixedNUTS,
+    MixtureOfExperts,
+    RobustRouter,
+    RoutedLayers,
+    RoutedModel,
+    SynergyOfExperts,
+    UniformRouter,
+)
+from phalanx.routing.robust_router import CENTRE
+from phalanx.threat import Norm
+
+_LAYERED = (
+    "its layers are routed one by one, and every layer's choice depends on the one before: no bound of a model-level "
+    "mixture holds for it"
+)
+_REASONS: dict[type, str] = {
+    LayerMixture: _LAYERED,
+    RoutedLayers: _LAYERED,
+    SynergyOfExperts: "its experts' own confidence chooses among them, and no bound of that is known",
+    AdaptiveSmoothing: "its halves' weight depends on their features, and no bound of that is known",
+    MixedNUTS: "its robust half's logits are transformed, and no bound of that is known",
+}
+
+
+class Read(NamedTuple):
+    """A model as it is certified."""
+
+    model: Certifiable
+    notes: tuple[str, ...]
+    """What is treated as unknown, and why."""
+
+
+def read_model(model: nn.Module, shape: Shape, norm: Norm) -> Read:
+    """A mixture, a dual model, an ensemble or a single network on images (*shape), in evaluation mode.
+
+    The standard half of a dual model that averages probabilities may be anything: one that no bound is known for counts
+    as if it were always wrong. Raises InputError for any other model that no bound is known for, naming the layer and
+    its path or the reason.
+    """
+    if model.training:
+        raise InputError("the model is in training mode, where an answer depends on the rest of the batch; eval() it")
+    if model._forward_hooks or model._forward_pre_hooks:
+        raise InputError("the model has a forward hook, which may change what it computes; remove it")
+    if type(model) is DualModel:
+        return _dual(model, shape, norm)
+    if type(model) is Ensemble:
+        members = [_mixture(part, shape, norm, f"members.{i}") for i, part in enumerate(model.members)]
+        names = tuple(f"member {i}" for i in range(len(members)))
+        return Read(Combined(tuple(members), (1 / len(members),) * len(members), model.mix, names), ())
+    return Read(_mixture(model, shape, norm, ""), ())
+
+
+def _dual(model: DualModel, shape: Shape, norm: Norm) -> Read:
+    assert isinstance(model.standard, nn.Module) and isinstance(model.robust, nn.Module)
+    if model.alpha in (0, 1):
+        # the other half does not count
+        half, name = (model.robust, "robust") if model.alpha else (model.standard, "standard")
+        return Read(_mixture(half, shape, norm, name), ())
+    notes: tuple[str, ...] = ()
+    standard: Mixture | None
+    try:
+        standard = _mixture(model.standard, shape, norm, "standard")
+    except InputError as error:
+        if model.mix == "logits":
+            raise
+        standard, notes = None, (f"the standard half counts as if it were always wrong: {error}",)
+    robust = _mixture(model.robust, shape, norm, "robust")
+    names = ("the standard half", "the robust half")
+    return Read(Combined((standard, robust), (1 - model.alpha, model.alpha), model.mix, names), notes)
+
+
+def _mixture(model: object, shape: Shape, norm: Norm, where: str) -> Mixture:
+    assert isinstance(model, nn.Module)
+    if type(model) is not MixtureOfExperts:
+        _refuse_routed(model, where)
+        return Mixture((Network.read(model, shape, norm, where),), None, 1, 1.0)
+    # one hook on the mixture itself could change everything that follows
+    if model.training or model._forward_hooks or model._forward_pre_hooks:
+        raise InputError(
+            f"{where or 'the mixture'} is in training mode or has a forward hook; eval() it, remove the hook"
+        )
+    prefix = f"{where}." if where else ""
+    experts = tuple(
+        Network.read(expert, shape, norm, f"{prefix}experts.{index}") for index, expert in enumerate(model.experts)
+    )
+    router = _router(model, shape, norm, f"{prefix}router")
+    return Mixture(experts, router, model.top_k, model.temperature)
+
+
+def _refuse_routed(model: nn.Module, where: str) -> None:
+    for kind, reason in _REASONS.items():
+        if isinstance(model, kind):
+            raise InputError(f"{where or 'the model'} is a {type(model).__name__}: {reason}; use randomised smoothing")
+    if isinstance(model, RoutedModel):
+        raise InputError(
+            f"{where or 'the model'} is a {type(model).__name__}, whose way of routing no bound is known for; a "
+            "MixtureOfExperts, DualModel, Ensemble or a single network can be certified"
+        )
+
+
+def _router(model: MixtureOfExperts, shape: Shape, norm: Norm, where: str) -> Network | Cells | None:
+    router = model.router
+    if router is None or type(router) is UniformRouter:
+        return None
+    if type(router) is not RobustRouter:
+        return Network.read(router, shape, norm, where)
+    if router.layout == "flat":
+        weight, bias = router.linear.weight.detach().double(), router.linear.bias.detach().double()
+        return Network(router, (Dense(weight, bias - CENTRE * weight.sum(1), shape),), shape, norm, where)
+    if model.top_k > 1:
+        raise InputError(f"{where} is a tree, whose scores no bound is known for but which is best: use top_k 1")
+    return Cells(router.regions, norm)
