@@ -78,7 +78,8 @@ def _blame(path: Path) -> Mapping[str, int]:
 def paired(row: Sequence[Reading], other: Sequence[Reading]) -> dict[str, Any]:
     """The worst case of `row` minus that of `other`, both one a seed, in points."""
     points = [100 * (one.held[WORST] / one.n - two.held[WORST] / two.n) for one, two in zip(row, other, strict=True)]
-    half = student.ppf(0.975, len(points) - 1) * stdev(points) / len(points) ** 0.5 if len(points) > 1 else None
+    spread = stdev(points) / len(points) ** 0.5 if len(points) > 1 else None
+    half = None if spread is None else float(student.ppf(0.975, len(points) - 1)) * spread
     mean = fmean(points)
     return {
         "mean": round(mean, 2),
