@@ -62,6 +62,12 @@ def test_m2_determinism() -> None:
     assert status("M2", probed(_noisy(0.1), "pgd-5-eot:2")) == "info"
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_random_answers_are_seen_whatever_the_callers_seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    assert status("M3", probed(_noisy(0.1))) == "skipped"
+
+
 def test_m3_batch_independence() -> None:
     assert status("M3", probed()) == "pass"
     assert status("M3", probed(fragile("capacity"))) == "fail"

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phalanx.attacks import Attack
 from phalanx.config import EvaluationConfig, RunConfig, load_run
+from phalanx.data import Batch
 from phalanx.errors import PhalanxError
+from phalanx.evaluation.filling import Filling
+from phalanx.evaluation.protocols import Member
 from phalanx.training import Reporter
 from phalanx.workflow import Conduct, evaluate_run, train_run
 
@@ -58,20 +60,20 @@ def evaluate(
     log: Path | None = None,
     conduct: Conduct | None = None,
 ) -> None:
-    """Evaluates the run; `log` gets a line for each image that an attack is run on."""
-    search = Attack.run
+    """Evaluates the run; `log` gets a line for each image that a member of the protocol attacks for its verdict."""
+    attack = Filling._attack
 
-    def logged(self: Attack, model: Any, x: Any, y: Any, *, rng: Any, target: Any = None) -> Any:
+    def logged(self: Filling, member: Member, batch: Batch) -> Any:
         with log.open("a") as file:  # type: ignore[union-attr]
-            file.write("".join(f"{type(self).__name__}-{sample}\n" for sample in rng.keys.tolist()))
-        return search(self, model, x, y, rng=rng, target=target)
+            file.write("".join(f"{member.name}-{sample}\n" for sample in batch.ids.tolist()))
+        return attack(self, member, batch)
 
     if log is not None:
-        Attack.run = logged  # type: ignore[method-assign]
+        Filling._attack = logged  # type: ignore[method-assign]
     try:
         evaluate_run(run, folder, EVALUATION, reporter, conduct=conduct)
     finally:
-        Attack.run = search  # type: ignore[method-assign]
+        Filling._attack = attack  # type: ignore[method-assign]
 
 
 def fork(work: Callable[[], object]) -> int:

@@ -78,8 +78,8 @@ def remarks(model: Callable[..., Any], x: Tensor, logits: Tensor, protocol: Prot
 def is_random(model: Callable[..., Any], x: Tensor, logits: Tensor) -> bool:
     """Whether another pass over the images (B, ...) gives other answers than `logits` (B, C)."""
     with frozen(model), exact_fp32(), preserved_rng():
-        # else it would draw what the first pass has drawn
-        torch.manual_seed(1)
+        # of no seed that the first pass may have had: it would draw the same
+        torch.manual_seed((torch.initial_seed() + 1) % 2**63)
         again = routed(model, x).logits
     finite = (logits.isfinite() & again.isfinite()).all(-1)
     one, two = (nn.functional.normalize(answers[finite].double(), dim=-1) for answers in (logits, again))

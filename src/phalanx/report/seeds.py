@@ -172,8 +172,13 @@ def _row(label: str, seeds: Sequence[Fields]) -> SeedRow:
 
 
 def _threats(seeds: Sequence[Fields]) -> dict[str, tuple[Fields, ...]]:
-    by_seed = [{line.text("threat"): line for line in seed.items("threats")} for seed in seeds]
-    lines = {threat: tuple(seed[threat] for seed in by_seed) for threat in by_seed[0]}
+    # tables written before there was this one have none
+    by_seed = [
+        {line.text("threat"): line for line in seed.items("threats")} if "threats" in seed.values else {}
+        for seed in seeds
+    ]
+    shared = [threat for threat in by_seed[0] if all(threat in seed for seed in by_seed)]
+    lines = {threat: tuple(seed[threat] for seed in by_seed) for threat in shared}
     return {threat: own for threat, own in lines.items() if all(line.text("status") != "not measured" for line in own)}
 
 
