@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from phalanx.data import ImageSet
-from phalanx.routing import MixtureOfExperts
+from phalanx.routing import MixtureOfExperts, Routed, RouteTree
 from phalanx.threat import ThreatModel
 
 THREAT = ThreatModel("Linf", "2/16")
@@ -54,3 +56,25 @@ def two_experts() -> MixtureOfExperts:
         router[1].weight.copy_(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
         router[1].bias.copy_(torch.tensor([1.0, -1.0]))
     return MixtureOfExperts(router, [Bright(), Bright()])
+
+
+class Sum(nn.Module):
+    """Two mixtures, added up: a route of two leaves."""
+
+    def __init__(self, *parts: MixtureOfExperts) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.routed(x).logits
+
+    def gate(self, x: Tensor) -> RouteTree:
+        return tuple(part.gate(x) for part in self.parts)
+
+    def routed(self, x: Tensor, route: RouteTree | None = None) -> Routed:
+        route = self.gate(x) if route is None else route
+        answers = [part.routed(x, leaf).logits for part, leaf in zip(self.parts, route, strict=True)]
+        return Routed(answers[0] + answers[1], route)
+
+    def players(self) -> dict[str, Sequence[nn.Parameter]]:
+        return {"experts": list(self.parameters())}

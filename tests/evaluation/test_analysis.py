@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from known_answers import FIVE, THREAT, Bright, images, two_experts
+from known_answers import FIVE, THREAT, Bright, Sum, images, two_experts
 from torch import Tensor, nn
 
 import tiny
@@ -19,7 +19,7 @@ from phalanx.data import ImageSet
 from phalanx.errors import InputError
 from phalanx.evaluation import Analysis, ExpertCounts, analyse
 from phalanx.rng import SampleRng
-from phalanx.routing import DualModel, LinearRouter, MixtureOfExperts, Routed, RouteTree
+from phalanx.routing import DualModel, LinearRouter, MixtureOfExperts
 
 ATTACK = FGSM().within(THREAT)
 """Its one step goes two grey levels, no less."""
@@ -60,28 +60,6 @@ class Reads(nn.Module):
         above = 16 * x.flatten(1)[:, 0] - 8
         above = above.masked_fill(above > self.nan_above, float("nan"))
         return torch.stack([torch.zeros_like(above), self.slope * above], 1)
-
-
-class Sum(nn.Module):
-    """Two mixtures, added up: a route of two leaves."""
-
-    def __init__(self, *parts: MixtureOfExperts) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.routed(x).logits
-
-    def gate(self, x: Tensor) -> RouteTree:
-        return tuple(part.gate(x) for part in self.parts)
-
-    def routed(self, x: Tensor, route: RouteTree | None = None) -> Routed:
-        route = self.gate(x) if route is None else route
-        answers = [part.routed(x, leaf).logits for part, leaf in zip(self.parts, route, strict=True)]
-        return Routed(answers[0] + answers[1], route)
-
-    def players(self) -> dict[str, Sequence[nn.Parameter]]:
-        return {"experts": list(self.parameters())}
 
 
 def single(network: nn.Module) -> MixtureOfExperts:

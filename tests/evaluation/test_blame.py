@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 import torch
-from known_answers import THREAT, images
+from known_answers import THREAT, Sum, images
 from torch import Tensor, nn
 
 import tiny
@@ -18,7 +17,7 @@ from phalanx.evaluation import evaluate, protocol
 from phalanx.evaluation.blame import Blame, Blamed, GateMoves, blame
 from phalanx.evaluation.protocols import Member, Protocol
 from phalanx.rng import SampleRng
-from phalanx.routing import DualModel, MixtureOfExperts, Routed, RouteTree
+from phalanx.routing import DualModel, MixtureOfExperts
 from phalanx.threat import ThreatModel
 
 
@@ -182,28 +181,6 @@ def test_a_soft_gate_is_to_blame_for_its_weights() -> None:
     # the weights move, but with the old ones the answer is as wrong
     found = blamed(MixtureOfExperts(Second(), [First(8.0), First(8.0)], "all"), images(((9, 4), 1)), one(Move()))
     assert found.samples == (Blamed(100, "move", "expert", False, False, False),)
-
-
-class Sum(nn.Module):
-    """Two mixtures, added up: a route of two leaves, as of a layer-level mixture."""
-
-    def __init__(self, *parts: MixtureOfExperts) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(parts)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.routed(x).logits
-
-    def gate(self, x: Tensor) -> RouteTree:
-        return tuple(part.gate(x) for part in self.parts)
-
-    def routed(self, x: Tensor, route: RouteTree | None = None) -> Routed:
-        route = self.gate(x) if route is None else route
-        answers = [part.routed(x, leaf).logits for part, leaf in zip(self.parts, route, strict=True)]
-        return Routed(answers[0] + answers[1], route)
-
-    def players(self) -> dict[str, Sequence[nn.Parameter]]:
-        return {"experts": list(self.parameters())}
 
 
 class Third(Second):

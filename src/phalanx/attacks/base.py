@@ -288,7 +288,7 @@ class Attack(ABC):
             search = _trusted(model, search, x, clean.logits)
             wrong, invalid = errors_of(clean.logits, y)
             fallen = wrong | invalid
-            found, rows = _nothing_found(x), (~fallen).nonzero().squeeze(1)
+            found, rows = Found.nothing(x), (~fallen).nonzero().squeeze(1)
             for searched in (search, model):
                 if len(rows):
                     aim = None if wanted is None else wanted[rows]
@@ -327,18 +327,6 @@ def _streams(rng: SampleRng | None, x: Tensor) -> SampleRng:
     if len(rng) != len(x):
         raise InputError(f"rng must hold one key for each of {len(x)} images, got {len(rng)}; index it like the batch")
     return rng
-
-
-def _nothing_found(x: Tensor) -> Found:
-    integers = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    return Found(
-        x_adv=x.clone(),
-        loss=x.new_full((len(x),), float("nan")),
-        queries=integers,
-        first_success=integers - 1,
-        restart=integers.clone(),
-        zero_gradient=integers.bool(),
-    )
 
 
 def _spread(whole: Found, rows: Tensor, part: Found) -> Found:

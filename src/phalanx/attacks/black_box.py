@@ -70,15 +70,7 @@ class LabelSearch:
         """The samples still attacked."""
         self.rows = torch.arange(size, device=device)
         """(L,) where they are in the batch given to the search."""
-        integers = torch.zeros(size, dtype=torch.int64, device=device)
-        self.found = Found(
-            x_adv=target.x.clone(),
-            loss=target.x.new_full((size,), float("nan")),
-            queries=integers.clone(),
-            first_success=torch.full_like(integers, -1),
-            restart=integers.clone(),
-            zero_gradient=integers.bool(),
-        )
+        self.found = Found.nothing(target.x)
 
     @property
     def left(self) -> Tensor:

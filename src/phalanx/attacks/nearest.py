@@ -38,15 +38,7 @@ class Nearest:
         self._distance_A = torch.full((size,), float("inf"), dtype=torch.float64, device=device)
         self.rows = torch.arange(size, device=device)
         """(L,) the samples still attacked, as positions in the batch given to the search."""
-        integers = torch.zeros(size, dtype=torch.int64, device=device)
-        self.found = Found(
-            x_adv=target.x.clone(),
-            loss=target.x.new_full((size,), float("nan")),
-            queries=integers.clone(),
-            first_success=torch.full_like(integers, -1),
-            restart=integers.clone(),
-            zero_gradient=integers.bool(),
-        )
+        self.found = Found.nothing(target.x)
 
     def count_gradient(self, gradient: Tensor, *, first: bool) -> None:
         """Counts a pass of the alive samples that gave this gradient; the `first` one says who cannot move."""

@@ -31,6 +31,20 @@ class Found(NamedTuple):
     zero_gradient: Tensor
     """(A,) bool the first gradient was exactly zero in every pixel: the attack could not move."""
 
+    @classmethod
+    def nothing(cls, x: Tensor) -> Found:
+        """Before the first look at images (A, ...): these themselves, and nothing asked; every field is its own to
+        write into."""
+        integers = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return cls(
+            x_adv=x.clone(),
+            loss=x.new_full((len(x),), float("nan")),
+            queries=integers.clone(),
+            first_success=torch.full_like(integers, -1),
+            restart=integers,
+            zero_gradient=integers.bool(),
+        )
+
 
 class Tracker:
     """Accumulates `Found`.
@@ -47,15 +61,7 @@ class Tracker:
         self._broken = torch.zeros(size, dtype=torch.bool, device=device)
         self.rows = torch.arange(size, device=device)
         """(L,) the samples still attacked, as positions in the batch given to the search."""
-        integers = torch.zeros(size, dtype=torch.int64, device=device)
-        self.found = Found(
-            x_adv=target.x.clone(),
-            loss=target.x.new_full((size,), float("nan")),
-            queries=integers.clone(),
-            first_success=torch.full_like(integers, -1),
-            restart=integers.clone(),
-            zero_gradient=self._broken.clone(),
-        )
+        self.found = Found.nothing(target.x)
 
     @property
     def watching(self) -> bool:
