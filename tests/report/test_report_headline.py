@@ -121,6 +121,38 @@ def test_an_attack_that_was_not_begun_leaves_its_column_empty(tmp_path: Path) ->
     assert page.rows[0].columns["RA-E"] == page.rows[0].columns["worst"] == Rate(0, 2)
 
 
+AUTOATTACK = {
+    "apgd-100": ("APGD", "whole"),
+    "apgd-t-100x9": ("APGDTargeted", "whole"),
+    "fab-t-100x9": ("FAB", "whole"),
+    "square-5000": ("Square", "whole"),
+}
+
+
+def test_autoattack_has_a_column_of_its_own_and_leaves_ra_to_pgd(tmp_path: Path) -> None:
+    attacks = {
+        "pgd-50": "hhhb",
+        "apgd-100": "hhbb",
+        "apgd-t-100x9": "hbhh",
+        "fab-t-100x9": "hhhh",
+        "square-5000": "hhhh",
+    }
+    # that met only what AutoAttack had left, so it says nothing of PGD alone
+    attacks["pgd-50x10"] = "h..."
+    specs = specs_of({**ROUTING, **AUTOATTACK, "pgd-50x10": ("PGD", "whole")})
+    specs["pgd-50x10"]["after"] = ["apgd-100"]
+    page = page_of(make_source(tmp_path, clean="hhhh", attacks=attacks, specs={name: specs[name] for name in attacks}))
+    columns = page.rows[0].columns
+    assert (columns["RA"], columns["AA"], columns["worst"]) == (Rate(3, 4), Rate(1, 4), Rate(1, 4))
+    shown = {column.key: column.attacks for column in page.columns}
+    assert shown["RA"] == ("pgd-50",)
+    assert shown["AA"] == tuple(AUTOATTACK)
+    # alone, it is what attacked the deployed model
+    alone = {name: attacks[name] for name in AUTOATTACK}
+    page = page_of(make_source(tmp_path, "B", clean="hhhh", attacks=alone, specs={name: specs[name] for name in alone}))
+    assert page.rows[0].columns["RA"] == Rate(1, 4)
+
+
 def test_released_attacks_count_nowhere(routed: Page, tmp_path: Path) -> None:
     (row,) = routed.rows
     assert [attack.label for attack in routed.attacks] == sorted(set(ROUTING), key=str)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from phalanx.errors import CorruptError, InputError
 from phalanx.report.columns import Faced
-from phalanx.report.headline import AUTOATTACK, MINIMUM, WORST, column_of, minimum
+from phalanx.report.headline import ATTACKED, AUTOATTACK, MINIMUM, WORST, column_of, minimum
 from phalanx.report.headline import CLEAN as CLEAN_COLUMN
 from phalanx.report.rate import Rate
 from phalanx.runs import Binding, Ledger, Verdict, summarise
@@ -48,6 +48,8 @@ class Book:
     """The worst case without them; None without an attack."""
     threats: tuple[Coverage, ...]
     """What was measured of each kind of attacker."""
+    counted: Mapping[str, Sequence[Key]]
+    """The attacks whose union each column of the first table is."""
     columns: Rates
     """By column of the first table, without the minimum, whose rule depends on the model; None without an attack."""
     released_columns: Mapping[str, Rates]
@@ -80,6 +82,7 @@ def read_book(path: Path) -> Book:
     released = tuple(attack for attack in standing_aside if attack.spec.get("reproduction"))
     outside = tuple(attack for attack in standing_aside if not attack.spec.get("reproduction"))
     fallen = fallen_samples(rows, [name for name in external if name not in aside])
+    counted = _counted(faced, binding.norm)
     return Book(
         binding=binding,
         clean=Rate(found.clean_correct, found.n),
@@ -90,23 +93,33 @@ def read_book(path: Path) -> Book:
         challenges=challenges(rows, declared, aside=aside),
         unchallenged=_worst(rows, faced, (), found.n),
         threats=coverage(rows, declared, binding.norm, binding.eps),
-        columns=_columns(rows, faced, binding.norm, fallen),
+        counted=counted,
+        columns=_columns(rows, faced, counted, fallen),
         released_columns=_released_columns(rows, released, found.n),
         classes=_classes(rows, faced, fallen),
         seeds=tuple(sorted({spec["seed"] for spec in declared.values() if "seed" in spec})),
     )
 
 
-def _columns(rows: Sequence[Verdict], faced: Sequence[Faced], norm: str, fallen: Collection[int]) -> Rates:
-    """`fallen` are samples that submitted images took from the worst case."""
+def _counted(faced: Sequence[Faced], norm: str) -> Mapping[str, Sequence[Key]]:
     choices = _by_column(faced)
     if standard := autoattack_keys([attack.summary.attack for attack in faced], norm):
         choices[AUTOATTACK] = standard
+        # it has a column of its own, so that RA stays what the papers call so, wherever something else was tried
+        others = _by_column([attack for attack in faced if attack.key not in standard])
+        choices[ATTACKED] = others[ATTACKED] or choices[ATTACKED]
+    return choices
+
+
+def _columns(
+    rows: Sequence[Verdict], faced: Sequence[Faced], counted: Mapping[str, Sequence[Key]], fallen: Collection[int]
+) -> Rates:
+    """`fallen` are samples that submitted images took from the worst case."""
     n, clean = len({row.sample for row in rows}), held_by_all(rows, {"": ()})[""]
     return {
         CLEAN_COLUMN: Rate(clean, n),
         WORST: _worst(rows, faced, fallen, n),
-        **_rates(rows, choices, n),
+        **_rates(rows, counted, n),
     }
 
 

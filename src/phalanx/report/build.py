@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from phalanx.report.corruptions import covered
 from phalanx.report.counts import read_counts
 from phalanx.report.curves import NO_CURVES
 from phalanx.report.findings import caveats, evaluation_notices, summary, training_notices
-from phalanx.report.headline import KEYS, Column, column_of, shown_columns
+from phalanx.report.headline import KEYS, Column, shown_columns
 from phalanx.report.honesty_tables import honesty_notices
 from phalanx.report.material import Material, RowSource, read_material
 from phalanx.report.page import UNTRAINED, Attack, ClassRates, Notice, Page, Row
@@ -77,7 +76,7 @@ def build_page(
         title=title,
         description=description,
         command=command,
-        columns=_columns(rows, attacks),
+        columns=_columns(materials, rows, attacks),
         attacks=attacks,
         released=released,
         outside=outside,
@@ -105,12 +104,11 @@ def _check_columns(reported: Reported) -> None:
             raise ValueError(f"reported columns must be among {', '.join(KEYS)}, got {unknown[0]!r} for {label!r}")
 
 
-def _columns(rows: Sequence[Row], attacks: Sequence[Attack]) -> tuple[Column, ...]:
-    labels: dict[str, list[str]] = defaultdict(list)
-    for attack in attacks:
-        column = column_of(attack.spec, attack.surface)
-        if column is not None:
-            labels[column].append(attack.label)
+def _columns(materials: Sequence[Material], rows: Sequence[Row], attacks: Sequence[Attack]) -> tuple[Column, ...]:
+    labels: dict[str, tuple[str, ...]] = {}
+    for column in KEYS:
+        counted = {key for material in materials for key in material.book.counted.get(column, ())}
+        labels[column] = tuple(attack.label for attack in attacks if (attack.name, attack.surface) in counted)
     lines = [line for row in rows for line in (row.columns, row.reported, *row.released_columns.values())]
     return shown_columns(lines, labels)
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from phalanx.report.rate import Rate
 from phalanx.runs.canonical import JSON
 
-CLEAN, AUTOATTACK, MINIMUM, WORST = "SA", "AA", "min", "worst"
-KEYS = (CLEAN, "RA", "RA-E", "RA-R", "smooth", "RA-RMoE", "RA-SMoE", "steering", MINIMUM, AUTOATTACK, WORST)
+CLEAN, ATTACKED, AUTOATTACK, MINIMUM, WORST = "SA", "RA", "AA", "min", "worst"
+KEYS = (CLEAN, ATTACKED, "RA-E", "RA-R", "smooth", "RA-RMoE", "RA-SMoE", "steering", MINIMUM, AUTOATTACK, WORST)
 """Every column, in order; a table leaves out those that no row has."""
 
 _BY_SURFACE = {
@@ -65,7 +65,7 @@ def column_of(spec: Mapping[str, JSON], surface: str) -> str | None:
         return "steering"
     column = _BY_SURFACE.get(surface)
     plain = kind in _GENERAL_ATTACKS or bool(spec.get("reproduction"))
-    return column if plain or column != "RA" else None
+    return column if plain or column != ATTACKED else None
 
 
 def minimum(rates: Mapping[str, Rate | None], *, dual: bool) -> Rate | None:
