@@ -19,7 +19,7 @@ from phalanx.report.seeds import SeedRow, SeedSweep, SeedTable, Spread
 from phalanx.report.sweeps import printed_points
 from phalanx.report.table import Table
 from phalanx.report.text import aligned, wrapped
-from phalanx.report.threats import NOTE, TITLE
+from phalanx.report.threats import NOTE, TITLE, of_models
 from phalanx.report.words import ABSENT, listed, plural, rated
 from phalanx.runs.threats import HOW
 
@@ -174,7 +174,7 @@ def _threats(table: SeedTable) -> Table:
         known = [row for row in table.rows if threat in row.threats]
         lines += [(threat, row.label, *_threat_cells(row.threats[threat])) for row in known]
         if unknown := [row.label for row in table.rows if row not in known]:
-            lines.append((threat, listed(unknown), "not measured", HOW[threat]))
+            lines.append((threat, of_models(unknown, len(table.rows)), "not measured", HOW[threat]))
     return Table(TITLE, NOTE, ("threat", "model", "result", "attacks, or what would measure it"), tuple(lines))
 
 

@@ -58,8 +58,12 @@ def _lines(rows: Sequence[Row], threat: str) -> Iterator[tuple[str, str, str, st
         else:
             yield threat, row.label, result(line), f"{line.n:,}" if line.held is not None else ABSENT, under(line)
     if unknown:
-        label = "every model" if len(unknown) == len(rows) > 1 else listed(unknown)
-        yield threat, label, "not measured", ABSENT, HOW[threat]
+        yield threat, of_models(unknown, len(rows)), "not measured", ABSENT, HOW[threat]
+
+
+def of_models(labels: Sequence[str], models: int) -> str:
+    """Some of all models in one cell."""
+    return "every model" if len(labels) == models > 1 else listed(labels)
 
 
 def result(line: Coverage) -> str:
