@@ -15,9 +15,13 @@ import phalanx as px
 from phalanx.attacks import PGD
 from phalanx.attacks.routing_attacks import RouteSteering
 from phalanx.certification import METHODS, Certificate, certify, lower_margins
+from phalanx.certification.networks import Network
 from phalanx.data import ImageSet, load_data
 from phalanx.errors import InputError
 from phalanx.experts import build_expert
+from phalanx.experts.resnet import BasicBlock
+from phalanx.nn import PlainLayers
+from phalanx.nn.routed import Width
 from phalanx.rng import SampleRng
 from phalanx.routing import (
     DualModel,
@@ -29,6 +33,7 @@ from phalanx.routing import (
     UniformRouter,
 )
 from phalanx.threat import Norm, ThreatModel
+from phalanx.workflow.as_printed import attacked
 from tiny import mixture
 
 _GATES: tuple[int | str, ...] = (1, 2, "all")
@@ -58,12 +63,12 @@ def _dual(alpha: float) -> DualModel:
 
 
 def _attacked(model: nn.Module, found: Certificate, share: float) -> int:
-    """How many certified images fall within `share` of their radius, of the smallest among eight alike; the whole model
-    is attacked, and each expert in turn after steering the image to it."""
+    """How many certified images fall within `share` of their radius, of the smallest among twelve alike; the whole
+    model is attacked, and each expert in turn after steering the image to it."""
     batch = next(iter(_images().batches(100)))
     order = found.radius.argsort()[int((found.radius == 0).sum()) :]
     broken = 0
-    for group in order.split(8):
+    for group in order.split(12):
         x, y, eps = batch.x[group], batch.y[group], share * float(found.radius[group].min())
         fallen = torch.zeros(len(group), dtype=torch.bool)
         for attack in (PGD(eps=eps, norm=found.norm, steps=8), RouteSteering(eps=eps, norm=found.norm, steps=8)):
@@ -200,8 +205,20 @@ def test_a_deep_network_has_a_vacuous_bound_and_says_so() -> None:
     assert found.counts["certified"]
     assert found.vacuous is not None and "vacuous" in found.vacuous
     assert f"{found.constants['experts.0']:.2g}" in found.vacuous and found.constants["experts.0"] > 1e3
-    with pytest.raises(InputError, match=r"crown knows no bound .* experts\.0"):
-        certify(MixtureOfExperts(None, [network]).eval(), _labelled(network), method="crown")
+
+
+def test_crown_is_for_residual_networks_that_are_small() -> None:
+    torch.manual_seed(0)
+    wide = Width.whole(4)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), BasicBlock(PlainLayers(), wide, wide, 2), nn.MaxPool2d(2)]
+    network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 10)).eval()
+    images = _labelled(network)
+    radii = {method: certify(network, images, norm="Linf", method=method).radius for method in ("lipschitz", "crown")}
+    assert float(radii["crown"].mean()) > 3 * float(radii["lipschitz"].mean())
+    assert attacked(network, images, radii["crown"], "Linf").broken == 0
+    assert Network.read(network, (1, 8, 8), "L2", "").methods("auto") == ("lipschitz", "crown")
+    large = build_expert("resnet18", num_classes=10, image_size=32, channels=3, width=16).eval()
+    assert Network.read(large, (3, 32, 32), "L2", "").methods("auto") == ("lipschitz", "ibp")
 
 
 def _labelled(network: nn.Module) -> ImageSet:

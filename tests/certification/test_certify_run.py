@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+from phalanx.bounds import output_lipschitz
+from phalanx.certification import write_constants
 from phalanx.cli import main
 from phalanx.runs import RunFolder
 
@@ -53,10 +59,55 @@ def test_what_is_made_is_read(phalanx: Run, run: Path, monkeypatch: pytest.Monke
     assert code == 0 and first == second
 
 
+def test_constants_are_made_once(phalanx: Run, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(*given: Any) -> Tensor:
+        made.append(1)
+        return output_lipschitz(*given)
+
+    def certified(*options: object) -> dict[str, Any]:
+        made.clear()
+        shutil.rmtree(run / "certificates" / "L1-ibp-best-10", ignore_errors=True)
+        assert phalanx("certify", run, "--norm", "L1", "--n", 10, *options)[0] == 0
+        method = options[1] if options else "auto"
+        return dict(json.loads((run / "certificates" / f"L1-{method}-best-10" / "certificates.json").read_text()))
+
+    monkeypatch.setattr("phalanx.certification.networks.output_lipschitz", counted)
+    first = certified()
+    kept = run / "certificates" / "constants-L1-best.json"
+    # four experts and their router
+    assert len(made) == 5 and kept.exists()
+    other = certified("--method", "ibp")
+    assert not made and other["constants"] == first["constants"]
+    # what was altered is made again, and so is another model's
+    sound = kept.read_bytes()
+    record = json.loads(sound)
+    record["constants"]["router"][0][1] = 1e-9
+    kept.write_text(json.dumps(record))
+    assert certified("--method", "ibp")["constants"] == first["constants"] and len(made) == 5
+    assert kept.read_bytes() == sound
+    write_constants(kept, "0" * 64, "L1", {"router": torch.zeros(4, 4)})
+    assert certified("--method", "ibp")["constants"] == first["constants"] and len(made) == 5
+
+
+def test_the_exact_rule_has_a_folder_of_its_own(phalanx: Run, run: Path) -> None:
+    asked = ("certify", run, "--method", "lipschitz", "--n", 10)
+    assert phalanx(*asked, "--reachable", "exact")[0] == phalanx(*asked)[0] == 0
+    records = [
+        json.loads((run / "certificates" / f"L2-lipschitz{rule}-best-10" / "certificates.json").read_text())
+        for rule in ("-exact", "")
+    ]
+    assert [record["reachable"] for record in records] == ["exact", "pairwise"]
+    assert all(a >= b * (1 - 1e-9) for a, b in zip(*(record["radii"] for record in records), strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--norm", "L7"), "norm must be one of"),
+        (("--reachable", "some"), "reachable must be one of pairwise, exact"),
+        (("--reachable", "exact", "--method", "smoothing"), "is not for --method smoothing"),
         (("--method", "power"), "method must be one of"),
         (("--weights", "first"), "must be best or last"),
     ],

@@ -20,7 +20,7 @@ from phalanx.nn.flops import macs
 from phalanx.nn.routed import Width
 from phalanx.routing import LayerMixture, LinearRouter, MoEConv2d, ResNetRouter, RoutedLayers, counts
 
-BACKBONES = [name for name in EXPERTS if name != "mlp"]
+BACKBONES = [name for name in EXPERTS if name not in ("mlp", "lipschitz_mlp", "lipschitz_cnn")]
 
 
 def parameters(model: nn.Module) -> int:
@@ -280,7 +280,7 @@ def test_the_smallest_images_behind_the_imagenet_stem() -> None:
     [
         ("wrn", {"depth": 27}, "wrn: depth must be 6n + 4 (10, 16, 22, 28, ...), got 27"),
         ("wrn", {"depth": 4}, "wrn: depth must be 6n + 4"),
-        ("wrn", {"widen": 0}, "wrn: widen must be at least 1, got 0"),
+        ("wrn", {"widen": 0}, "expert 'wrn': widen must be a whole number of at least 1, got 0"),
         ("densenet", {"depth": 41}, "densenet: depth must be 6n + 4"),
         ("resnet18", {"stem": "large"}, "resnet18: stem must be small or imagenet, got 'large'"),
         ("wrn", {"scale": 1.5}, "wrn: scale must be in (0, 1], got 1.5"),

@@ -118,12 +118,14 @@ def test_errors_say_what_and_what_to_do(own_module: str, name: str, options: dic
         build_expert(name, num_classes=3, image_size=4, **options)
 
 
-def test_an_error_inside_your_factory_is_yours(own_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_inside_your_factory_is_named_and_kept(own_module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     module = __import__(own_module)
 
     def broken(**arguments: Any) -> nn.Module:
         raise TypeError("mine")
 
     monkeypatch.setattr(module, "tiny", broken)
-    with pytest.raises(TypeError, match="mine"):
+    said = rf"failed with TypeError: mine \({re.escape(__file__)}:\d+\); try it by itself"
+    with pytest.raises(InputError, match=said) as caught:
         build_expert(f"{own_module}:tiny", num_classes=3, image_size=4)
+    assert isinstance(caught.value.__cause__, TypeError) and caught.value.key == "expert"

@@ -52,6 +52,8 @@ def count(model: nn.Module, kind: type[nn.Module]) -> int:
 LEFT = {
     # a BatchNorm before its convolution has no convolution of its own to be folded into
     "densenet": (3 + 2 + 1, {"depth": 10, "growth": 4}),
+    "lipschitz_cnn": (0, {"width": 4, "hidden": 6}),
+    "lipschitz_mlp": (0, {"hidden": [6]}),
     "mlp": (0, {"hidden": [5]}),
     "resnet18": (0, {"width": 4}),
     "small_cnn": (0, {"width": 4}),

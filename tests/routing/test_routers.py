@@ -45,5 +45,5 @@ def test_default_widths_are_those_of_divided_we_fall() -> None:
 
 
 def test_unknown_router() -> None:
-    with pytest.raises(ValueError, match="router must be one of linear, mlp, cnn, resnet20, got 'transformer'"):
+    with pytest.raises(ValueError, match="must be one of linear, mlp, cnn, resnet20, lipschitz, got 'transformer'"):
         build_router("transformer", (1, 4, 4), 2)

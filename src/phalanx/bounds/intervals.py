@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from phalanx.bounds.dual_norm import dual_norm
-from phalanx.bounds.stages import Affine, ChannelScale, MaxPool, Relu, Residual, Stage
+from phalanx.bounds.stages import Affine, ChannelScale, Dense, MaxPool, Relu, Residual, SortedPairs, Stage
 from phalanx.errors import InputError
 from phalanx.threat import Norm
 
@@ -86,7 +86,7 @@ def _first(
 
 def through(stage: Stage, bounds: Interval) -> Interval:
     """Bounds of what comes out of a stage, given those of what goes in."""
-    if isinstance(stage, Relu | MaxPool):
+    if isinstance(stage, Relu | MaxPool | SortedPairs):
         return Interval(stage.forward(bounds.low), stage.forward(bounds.high))
     if isinstance(stage, Residual):
         sides = []
@@ -101,32 +101,94 @@ def through(stage: Stage, bounds: Interval) -> Interval:
     return Interval(middle - spread, middle + spread)
 
 
+def interval_lower(stages: Sequence[Stage], features: Sequence[Interval], rows: Tensor) -> Tensor:
+    """(N, R): at most the minimum of rows . outputs within the ball of `features`, rows (N, R, outputs).
+
+    A last linear layer counts by the combination of its rows, which keeps what two classes share.
+    """
+    last, bounds, slopes, offset = stages[-1], features[-1], rows, rows.new_zeros(rows.shape[:2])
+    if isinstance(last, Dense):
+        bounds, offset, slopes = features[-2], rows @ last.bias, rows @ last.weight
+    low, high = (side.flatten(1)[..., None] for side in bounds)
+    return (slopes @ ((low + high) / 2) - slopes.abs() @ ((high - low) / 2))[..., 0] + offset
+
+
 def slopes_of(stages: Sequence[Stage], features: Sequence[Interval], rows: Tensor, norm: Norm) -> Tensor:
     """(N, R): a Lipschitz constant, valid within the ball of `features` alone, of each combination rows (N, R, outputs)
     of the outputs: the dual norm of what bounds its partial derivatives there.
 
-    Within the ball a ReLU's derivative is 0, 1 or, where its input may change sign, anything between. Raises InputError
-    for stages other than linear ones and ReLU.
+    Within the ball a ReLU's derivative is 0, 1 or, where its input may change sign, anything between; a maximum's is
+    that of an input which may be the largest. Raises InputError for a stage whose derivative is not known.
     """
     samples, count = rows.shape[:2]
-    middle, spread = rows.flatten(0, 1), torch.zeros_like(rows.flatten(0, 1))
-    for stage, bounds in zip(reversed(stages), reversed(features[:-1]), strict=True):
-        if isinstance(stage, Relu):
-            middle, spread = _through_relu(middle, spread, bounds, count)
-        elif isinstance(stage, Affine):
-            shape = (-1, *stage.out_shape)
-            middle = stage.transpose(middle.reshape(shape))
-            spread = stage.absolute_transpose(spread.reshape(shape))
-        else:
-            raise InputError(f"no bound of the derivative is known for {type(stage).__name__}; use method lipschitz")
+    middle, spread = _derivatives(stages, features, rows.flatten(0, 1), torch.zeros_like(rows.flatten(0, 1)), count)
     return dual_norm((middle.abs() + spread).flatten(1), norm).reshape(samples, count)
 
 
-def _through_relu(middle: Tensor, spread: Tensor, bounds: Interval, count: int) -> tuple[Tensor, Tensor]:
-    low, high = (side.repeat_interleave(count, 0) for side in bounds)
-    shape = low.shape
-    below, above = (middle - spread).reshape(shape), (middle + spread).reshape(shape)
-    on, off = low > 0, high < 0
+def _derivatives(
+    stages: Sequence[Stage], features: Sequence[Interval], middle: Tensor, spread: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Back through all stages: the derivatives of `count` rows for each sample lie within `spread` of `middle`."""
+    for stage, bounds in zip(reversed(stages), reversed(features[: len(stages)]), strict=True):
+        shape = (-1, *stage.out_shape)
+        middle, spread = middle.reshape(shape), spread.reshape(shape)
+        if isinstance(stage, Affine):
+            middle, spread = stage.transpose(middle), stage.absolute_transpose(spread)
+        elif isinstance(stage, Residual):
+            sides = []
+            for part in (stage.body, stage.shortcut):
+                inner = [bounds]
+                for each in part:
+                    inner.append(through(each, inner[-1]))
+                sides.append(_derivatives(part, inner, middle, spread, count))
+            middle, spread = (sum(side.flatten(1) for side in pair) for pair in zip(*sides, strict=True))
+        elif isinstance(stage, Relu):
+            middle, spread = _switched(middle, spread, (bounds.low > 0), (bounds.high < 0), count)
+        elif isinstance(stage, MaxPool):
+            largest, never = largest_of(stage.windows(bounds.low), stage.windows(bounds.high))
+            centre, width = (side[..., None].expand(*side.shape, largest.shape[-1]) for side in (middle, spread))
+            middle, spread = (stage.from_windows(each) for each in _switched(centre, width, largest, never, count))
+        elif isinstance(stage, SortedPairs):
+            middle, spread = _sorted_derivatives(stage, middle, spread, bounds, count)
+        else:
+            raise InputError(f"no bound of the derivative is known for {type(stage).__name__}; use method lipschitz")
+    return middle, spread
+
+
+def largest_of(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """(..., W) bool each, of W numbers between `low` and `high`: which is surely the largest, which surely is not."""
+    if low.shape[-1] == 1:
+        return torch.ones_like(low, dtype=torch.bool), torch.zeros_like(low, dtype=torch.bool)
+    best = high.topk(2, -1).values
+    others = torch.where(high == best[..., :1], best[..., 1:], best[..., :1])
+    return low > others, high < low.amax(-1, keepdim=True)
+
+
+def _sorted_derivatives(
+    stage: SortedPairs, middle: Tensor, spread: Tensor, bounds: Interval, count: int
+) -> tuple[Tensor, Tensor]:
+    """Of each pair the larger feature takes the derivative of the first output, the smaller one that of the second;
+    where it is not known which is which, each has one of the two or anything between."""
+    lows, highs = (stage.pairs(side.repeat_interleave(count, 0)) for side in bounds)
+    kept, turned = lows[0] > highs[1], highs[0] < lows[1]
+    low_of_max, low_of_min = stage.pairs(middle - spread)
+    high_of_max, high_of_min = stage.pairs(middle + spread)
+    least, most = torch.minimum(low_of_max, low_of_min), torch.maximum(high_of_max, high_of_min)
+    sides = []
+    for low, high, swapped_low, swapped_high in (
+        (low_of_max, high_of_max, low_of_min, high_of_min),
+        (low_of_min, high_of_min, low_of_max, high_of_max),
+    ):
+        below = torch.where(kept, low, torch.where(turned, swapped_low, least))
+        above = torch.where(kept, high, torch.where(turned, swapped_high, most))
+        sides.append(((above + below) / 2, (above - below) / 2))
+    return stage.from_pairs(sides[0][0], sides[1][0]), stage.from_pairs(sides[0][1], sides[1][1])
+
+
+def _switched(middle: Tensor, spread: Tensor, on: Tensor, off: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Times a factor that is 1 where `on`, 0 where `off`, else anything between."""
+    on, off = (side.repeat_interleave(count, 0) for side in (on, off))
+    below, above = middle - spread, middle + spread
     below = torch.where(on, below, below.clamp_max(0)).masked_fill(off, 0)
     above = torch.where(on, above, above.clamp_min(0)).masked_fill(off, 0)
     return (above + below) / 2, (above - below) / 2

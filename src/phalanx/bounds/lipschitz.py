@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from phalanx.bounds.dual_norm import pairwise_lipschitz
+from phalanx.bounds.dual_norm import dual_norm, pairwise_lipschitz
 from phalanx.bounds.spectral import ROUNDING
 from phalanx.bounds.stages import Affine, Dense, Residual, Shape, Stage
 from phalanx.threat import NORMS, Norm
@@ -27,13 +27,25 @@ def output_lipschitz(stages: Sequence[Stage], shape: Shape, norm: Norm) -> Tenso
 
     The last linear layer counts by the differences of its rows, not by its norm. Exact for a linear network.
     """
-    last = stages[-1] if stages else None
-    body = stages[:-1] if isinstance(last, Dense) else stages
-    gains = feature_gains(body, shape, norm)
-    outputs = math.prod(stages[-1].out_shape if stages else shape)
-    weight = last.weight if isinstance(last, Dense) else torch.eye(outputs, dtype=torch.float64)
+    weight, gains = _head(stages, shape, norm)
     bounds = [gain * pairwise_lipschitz(weight, measured) for measured, gain in gains.items()]
     return torch.stack(bounds).amin(0) * (1 + ROUNDING)
+
+
+def class_lipschitz(stages: Sequence[Stage], shape: Shape, norm: Norm) -> Tensor:
+    """(C,): the same of each output alone. A margin is a difference of two: it needs `output_lipschitz`."""
+    weight, gains = _head(stages, shape, norm)
+    bounds = [gain * dual_norm(weight, measured) for measured, gain in gains.items()]
+    return torch.stack(bounds).amin(0) * (1 + ROUNDING)
+
+
+def _head(stages: Sequence[Stage], shape: Shape, norm: Norm) -> tuple[Tensor, Gains]:
+    """The last layer's rows (C, D), and how far the features before it move."""
+    last = stages[-1] if stages else None
+    if isinstance(last, Dense):
+        return last.weight, feature_gains(stages[:-1], shape, norm)
+    outputs = math.prod(stages[-1].out_shape if stages else shape)
+    return torch.eye(outputs, dtype=torch.float64), feature_gains(stages, shape, norm)
 
 
 def feature_gains(stages: Sequence[Stage], shape: Shape, norm: Norm) -> Gains:

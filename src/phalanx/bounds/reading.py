@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from phalanx.bounds.stages import (
     Relu,
     Residual,
     Shape,
+    SortedPairs,
     Stage,
 )
 from phalanx.errors import InputError
-from phalanx.nn import Chain, ConvBN, Normalize
+from phalanx.nn import Chain, ConvBN, LipschitzConv2d, LipschitzLinear, MaxMin, Normalize
 
 Blocks = Mapping[type[nn.Module], Callable[[Any], tuple[nn.Module, nn.Module]]]
 """Residual blocks by type: what gives (body, shortcut) of relu(body(x) + shortcut(x))."""
@@ -38,6 +39,7 @@ def read_network(
     where: str = "",
     chains: Collection[type[nn.Module]] = (),
     blocks: Blocks | None = None,
+    trained: bool = False,
 ) -> tuple[Stage, ...]:
     """The stages of a network in evaluation mode, features (N, *shape) in, float64, with normalisations folded in.
 
@@ -45,27 +47,41 @@ def read_network(
         where: the network's path in its model, for messages.
         chains: more types that are nothing but their layers one after the other.
         blocks: how to read residual blocks.
+        trained: for a loss instead of a certificate: a network in training mode is read as it is in evaluation mode, in
+            its own precision, and the stages carry gradient to its parameters. Residual blocks cannot be.
 
     Exact types only, since a subclass may compute more. Raises InputError naming the layer and its path for one that
     is not known, has hooks or is in training mode.
     """
-    return tuple(_folded(list(_read(network, shape, where, (*_CHAINS, *chains), blocks or {}))))
+    if trained:
+        stages = _folded(list(_read(network, shape, where, (*_CHAINS, *chains), {}, trained)))
+        like = next(network.parameters(), torch.empty(0))
+        return tuple(_like(stage, like) for stage in stages)
+    with torch.no_grad():
+        return tuple(_folded(list(_read(network, shape, where, (*_CHAINS, *chains), blocks or {}, trained))))
+
+
+def _like(stage: Any, like: Tensor) -> Stage:
+    """With its tensors on the device and in the precision of `like`."""
+    held = {each.name: getattr(stage, each.name) for each in fields(stage)}
+    moved: Stage = replace(stage, **{name: value.to(like) for name, value in held.items() if isinstance(value, Tensor)})
+    return moved
 
 
 def _read(
-    module: nn.Module, shape: Shape, where: str, chains: tuple[type[nn.Module], ...], blocks: Blocks
+    module: nn.Module, shape: Shape, where: str, chains: tuple[type[nn.Module], ...], blocks: Blocks, trained: bool
 ) -> Iterator[Stage]:
-    _check(module, where)
+    _check(module, where, trained)
     if type(module) in chains:
         for name, child in module._modules.items():
             assert child is not None
-            for stage in _read(child, shape, f"{where}.{name}".lstrip("."), chains, blocks):
+            for stage in _read(child, shape, f"{where}.{name}".lstrip("."), chains, blocks, trained):
                 yield stage
                 shape = stage.out_shape
     elif type(module) in blocks:
         body, shortcut = blocks[type(module)](module)
         parts = [
-            tuple(_folded(list(_read(part, shape, f"{where}.{name}", chains, blocks))))
+            tuple(_folded(list(_read(part, shape, f"{where}.{name}", chains, blocks, trained))))
             for name, part in (("body", body), ("shortcut", shortcut))
         ]
         out_shape = parts[0][-1].out_shape
@@ -82,8 +98,8 @@ def _does_nothing(module: nn.Module) -> bool:
     return type(module) in _NOTHING
 
 
-def _check(module: nn.Module, where: str) -> None:
-    if module.training:
+def _check(module: nn.Module, where: str, trained: bool) -> None:
+    if module.training and not trained:
         raise InputError(
             f"{where or 'the network'} is in training mode, where an answer depends on the batch; eval() it"
         )
@@ -96,18 +112,23 @@ def _stage(module: Any, shape: Shape, where: str) -> Stage:
     if kind is Normalize and module.std.numel() == shape[0]:
         scale = module.std.double().flatten().reciprocal()
         return ChannelScale(scale, -module.mean.double().flatten() * scale, shape)
-    if kind is nn.Linear:
-        weight = module.weight.detach().double()
+    if kind in (nn.Linear, LipschitzLinear):
+        weight = _exact(module.weight)
         return Dense(weight, _bias(module, len(weight)), shape)
     if kind is nn.Conv2d:
         return _convolution(module, shape, where)
+    if kind is LipschitzConv2d:
+        kernel = _exact(module.weight)
+        return Convolution(kernel, _bias(module, len(kernel)), module.stride, module.padding, shape)
     if kind in (nn.BatchNorm1d, nn.BatchNorm2d) and module.running_mean is not None and module.num_features == shape[0]:
         scale = (module.running_var.double() + module.eps).rsqrt()
-        scale = scale if module.weight is None else scale * module.weight.detach().double()
+        scale = scale if module.weight is None else scale * _exact(module.weight)
         shift = -module.running_mean.double() * scale
-        return ChannelScale(scale, shift if module.bias is None else shift + module.bias.detach().double(), shape)
+        return ChannelScale(scale, shift if module.bias is None else shift + _exact(module.bias), shape)
     if kind is nn.ReLU:
         return Relu(shape)
+    if kind is MaxMin and shape[0] % 2 == 0:
+        return SortedPairs(shape)
     if kind is nn.AdaptiveAvgPool2d or (kind is nn.AvgPool2d and _plain_average(module)):
         return _average(module, shape)
     if kind is nn.MaxPool2d and _plain_maximum(module):
@@ -116,6 +137,11 @@ def _stage(module: Any, shape: Shape, where: str) -> Stage:
         f"no bound is known for {where or 'the network'}, which is {module}; bounds are known for chains of linear, "
         "convolutional, BatchNorm, ReLU and pooling layers, such as the experts mlp and small_cnn"
     )
+
+
+def _exact(parameter: Tensor) -> Tensor:
+    """In float64; a parameter that is in it already must not bring its gradient along where none is wanted."""
+    return parameter.double() if torch.is_grad_enabled() else parameter.detach().double()
 
 
 def _plain_average(module: nn.AvgPool2d) -> bool:
@@ -130,7 +156,7 @@ def _plain_maximum(module: nn.MaxPool2d) -> bool:
 def _bias(module: Any, outputs: int) -> Tensor:
     if module.bias is None:
         return torch.zeros(outputs, dtype=torch.float64, device=module.weight.device)
-    bias: Tensor = module.bias.detach().double()
+    bias: Tensor = _exact(module.bias)
     return bias
 
 
@@ -144,7 +170,7 @@ def _convolution(module: nn.Conv2d, shape: Shape, where: str) -> Convolution:
         )
     padding = paddings.pop()
     assert isinstance(padding, int)
-    kernel = module.weight.detach().double()
+    kernel = _exact(module.weight)
     return Convolution(kernel, _bias(module, len(kernel)), strides.pop(), padding, shape)
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +22,8 @@ def gram_upper(matrices: Tensor, grams: int = _GRAMS) -> Tensor:
     """(..., O, I) to (...): at least the largest singular value of each matrix, real or complex, in float64.
 
     ||W||_2 <= ||(W* W)^(2^(n-1))||_F^(1 / 2^n) holds for every n, and the right side falls to the left one (Delattre et
-    al., ICML 2023). n = 0 is the Frobenius norm.
+    al., ICML 2023). n = 0 is the Frobenius norm; from n = 1 on a sharper bound of the last power's largest eigenvalue
+    stands in its place.
     """
     gram = matrices.to(torch.complex128 if matrices.is_complex() else torch.float64)
     if gram.shape[-2] < gram.shape[-1]:
@@ -33,8 +35,20 @@ def gram_upper(matrices: Tensor, grams: int = _GRAMS) -> Tensor:
         gram = gram / size.clamp_min(1e-300)[..., None, None]
         gram = gram.mH @ gram
         logarithm = 2 * (logarithm + size.log())
-    bound: Tensor = ((torch.linalg.matrix_norm(gram).log() + logarithm) / 2**grams).exp()
+    largest = _largest_eigenvalue(gram) if grams else torch.linalg.matrix_norm(gram)
+    bound: Tensor = ((largest.log() + logarithm) / 2**grams).exp()
     return bound * (1 + ROUNDING)
+
+
+def _largest_eigenvalue(gram: Tensor) -> Tensor:
+    """(..., n, n) Hermitian to (...): m + sqrt(1 - 1/n) ||G - m I||_F, m the mean eigenvalue, is at least the largest
+    one, and the best that trace and Frobenius norm tell (Wolkowicz & Styan 1980): never above ||G||_F, and exact for a
+    multiple of the identity, where ||G||_F is sqrt(n) times too large: for orthogonal layers."""
+    n = gram.shape[-1]
+    mean = gram.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+    eye = torch.eye(n, dtype=gram.dtype, device=gram.device)
+    bound: Tensor = mean + math.sqrt(1 - 1 / n) * torch.linalg.matrix_norm(gram - mean[..., None, None] * eye)
+    return bound
 
 
 def conv_upper(kernel: Tensor, sizes: Sequence[int], stride: int = 1, padding: int = 0) -> float:
@@ -45,6 +59,9 @@ def conv_upper(kernel: Tensor, sizes: Sequence[int], stride: int = 1, padding: i
     become channels (space to depth) and the rest is the same. The norm of the reshaped kernel is no bound.
     """
     kernel = _polyphase(kernel.double(), stride, padding)
+    if kernel.shape[-2:] == (1, 1):
+        # the same matrix at every frequency
+        return float(gram_upper(kernel[:, :, 0, 0]))
     torus = [-(-size // stride) + taps - 1 for size, taps in zip(sizes, kernel.shape[-2:], strict=True)]
     frequencies_FOI = torch.fft.rfft2(kernel, s=torus).flatten(2).permute(2, 0, 1)
     return float(gram_upper(frequencies_FOI).max())

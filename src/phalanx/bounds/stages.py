@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from phalanx.bounds.spectral import ROUNDING, conv_upper, gram_upper
+from phalanx.nn.lipschitz import max_min
 from phalanx.threat import Norm
 
 Shape: TypeAlias = tuple[int, ...]
@@ -275,6 +276,40 @@ class MaxPool:
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, self.side)
 
+    def windows(self, x: Tensor) -> Tensor:
+        """(M, *in_shape) to (M, *out_shape, side^2): what each output is the largest of."""
+        channels, height, width = self.out_shape
+        seen = x[..., : height * self.side, : width * self.side]
+        split = seen.reshape(-1, channels, height, self.side, width, self.side)
+        return split.transpose(3, 4).flatten(4)
+
+    def from_windows(self, values: Tensor) -> Tensor:
+        """The transpose of `windows`: zero where no window looks."""
+        channels, height, width = self.out_shape
+        split = values.reshape(-1, channels, height, width, self.side, self.side).transpose(3, 4)
+        seen = split.reshape(-1, channels, height * self.side, width * self.side)
+        return F.pad(seen, (0, self.in_shape[2] - seen.shape[3], 0, self.in_shape[1] - seen.shape[2]))
+
+
+@dataclass(frozen=True)
+class SortedPairs:
+    """MaxMin: neighbouring features in order of size. Monotone, and 1-Lipschitz in every norm."""
+
+    out_shape: Shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return max_min(x)
+
+    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(M, *out_shape), flattened or not, to the first and the second of all pairs, flattened."""
+        split = x.reshape(len(x), self.out_shape[0] // 2, 2, -1)
+        return split[:, :, 0].flatten(1), split[:, :, 1].flatten(1)
+
+    def from_pairs(self, first: Tensor, second: Tensor) -> Tensor:
+        """The inverse of `pairs`: (M, *out_shape)."""
+        halves = (side.reshape(len(side), self.out_shape[0] // 2, -1) for side in (first, second))
+        return torch.stack([*halves], 2).reshape(-1, *self.out_shape)
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -288,7 +323,7 @@ class Residual:
         return forward(self.body, x) + forward(self.shortcut, x)
 
 
-Stage: TypeAlias = Affine | Relu | MaxPool | Residual
+Stage: TypeAlias = Affine | Relu | MaxPool | SortedPairs | Residual
 
 
 def forward(stages: tuple[Stage, ...], x: Tensor) -> Tensor:

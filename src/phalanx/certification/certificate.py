@@ -4,44 +4,34 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from phalanx.certification.models import Read, read_model
-from phalanx.certification.moe import Certifiable, Seen
+from phalanx.certification.constants import Constants
+from phalanx.certification.models import Read, Reader, read_model
+from phalanx.certification.moe import Certifiable
 from phalanx.certification.networks import METHODS, Method
+from phalanx.certification.radii import Radii
+from phalanx.certification.reach import REACHABLE, Reachable
+from phalanx.certification.search import LEVEL, Search, diameter, holds
 from phalanx.data import ImageSet
 from phalanx.errors import InputError
 from phalanx.nn import exact_fp32
-from phalanx.runs import wilson
 from phalanx.threat import Norm, parse_norm
 
 Reason = Literal["certified", "misclassified", "tied", "non-finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
 
-LEVEL = 1 / 255
-"""The smallest change of an 8-bit image, in every norm: a ball of less holds no other image."""
-
-_HALVINGS = 40
-_COARSE = 7
-"""Halvings where a bound is dear: the radius is then within 1 % of the largest that it certifies."""
-
 
 @dataclass(frozen=True, eq=False)
-class Certificate:
+class Certificate(Radii):
     """Radii within which no image in [0, 1] changes the answer. Sound: a bound, whatever the attack; float64, with an
-    allowance for the deployed precision."""
+    allowance for the deployed precision. A radius is at most the diameter of [0, 1]^D, where it covers every image."""
 
-    radius: Tensor
-    """(N,) float64. At most the diameter of [0, 1]^D, where it covers every image. 0 without a certificate."""
-    reasons: tuple[Reason, ...]
-    """Why, for each image."""
     limits: tuple[str, ...]
     """For each certified image, which class, through which part of the model, ends the ball."""
     norm: Norm
@@ -49,29 +39,9 @@ class Certificate:
     constants: dict[str, float]
     """The largest Lipschitz constant of a difference of two outputs, by network."""
     notes: tuple[str, ...] = ()
-
-    def certified(self, radius: float) -> int:
-        """How many images are right, and certified at `radius`; at 0 all that are right beyond rounding."""
-        if not radius >= 0:
-            raise InputError(f"the radius must be at least 0, got {radius}")
-        return sum(
-            reason == "certified" and held >= radius
-            for reason, held in zip(self.reasons, self.radius.tolist(), strict=True)
-        )
-
-    def accuracy_at(self, radius: float) -> float:
-        """The share of images that are right and certified at `radius`."""
-        return self.certified(radius) / len(self.reasons)
-
-    def interval_at(self, radius: float) -> tuple[float, float]:
-        """95 % Wilson interval of `accuracy_at`."""
-        return wilson(self.certified(radius), len(self.reasons))
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Images by reason."""
-        found = Counter(self.reasons)
-        return {reason: found[reason] for reason in REASONS}
+    reachable: Reachable = "pairwise"
+    """The rule for when a top-1 gate can reach an expert."""
+    kinds: ClassVar[tuple[str, ...]] = REASONS
 
     @property
     def vacuous(self) -> str | None:
@@ -92,7 +62,9 @@ def certify(
     *,
     norm: str = "L2",
     method: str = "auto",
+    reachable: str = "pairwise",
     batch_size: int = 256,
+    constants: Constants | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Certificate:
     """Certifies a model's answers to all images, in evaluation mode.
@@ -101,25 +73,42 @@ def certify(
         model: a `MixtureOfExperts`, `DualModel`, `Ensemble` or single network of layers that bounds are known for.
         norm: "L2", "Linf" or "L1".
         method: "lipschitz", "ibp", "crown", or "auto", the best of those that apply.
+        reachable: "pairwise", or "exact": when a top-1 gate behind a linear router can reach an expert, all rivals
+            together (2 to 4 % later on average).
         batch_size: images looked at together; changes no radius.
+        constants: those of `lipschitz_constants`, where they were made before.
         progress: hears done, total and a note.
 
     Raises InputError for a model in training mode or without known bounds (naming the layer and its path), an unknown
-    norm or method.
+    norm, method or rule, and the exact rule for a model that has no gate for it.
     """
     chosen, wanted = parse_wanted(norm, method)
-    read = read_model(model, images.shape, chosen)
+    rule = parse_reachable(reachable)
+    read = read_model(model, Reader(images.shape, chosen, rule, constants or {}))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: list[_Found] = []
     for batch in images.batches(batch_size, device):
         found.append(_certified(model, read.model, batch.x, batch.y, chosen, wanted))
         if progress is not None:
             progress(sum(len(part.reasons) for part in found), len(images), "certified")
-    return _together(found, read, chosen, wanted)
+    return _together(found, read, chosen, wanted, rule)
+
+
+def lipschitz_constants(model: nn.Module, shape: tuple[int, ...], norm: str) -> Constants:
+    """The Lipschitz constants of all of a model's networks on images (*shape); raises InputError as `certify`."""
+    read = read_model(model, Reader(shape, parse_wanted(norm, "auto")[0])).model
+    return {network.name: network.lipschitz for mixture in read.mixtures for network in mixture.networks}
 
 
 def lower_margins(
-    model: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float | Tensor, *, method: str = "auto"
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    norm: str,
+    eps: float | Tensor,
+    *,
+    method: str = "auto",
+    reachable: str = "pairwise",
 ) -> Tensor:
     """(N, C) float64: lower bounds of F^y - F^k over all images within `eps` of x (N, C, H, W) in [0, 1], infinite at
     k = y, less an allowance for rounding. All positive: no image there is answered otherwise than y (N,).
@@ -132,7 +121,7 @@ def lower_margins(
     radius = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
     if not bool((radius >= 0).all()):
         raise InputError(f"eps must be at least 0, got {eps}")
-    certifiable = read_model(model, tuple(x.shape[1:]), chosen).model
+    certifiable = read_model(model, Reader(tuple(x.shape[1:]), chosen, parse_reachable(reachable))).model
     _check_labels(y, certifiable)
     with torch.no_grad():
         return certifiable.low(certifiable.see(x.detach().double()), y, radius, wanted).margins
@@ -147,7 +136,20 @@ def parse_wanted(norm: str, method: str) -> tuple[Norm, Method]:
     for known in METHODS:
         if method == known:
             return chosen, known
+    if method == "smoothing":
+        raise InputError(
+            "method smoothing certifies another classifier, the smoothed one; use px.certify_smoothed(model, images, "
+            "sigma=...), or phalanx certify RUN --method smoothing"
+        )
     raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+
+
+def parse_reachable(rule: str) -> Reachable:
+    """Raises InputError for an unknown rule."""
+    for known in REACHABLE:
+        if rule == known:
+            return known
+    raise InputError(f"reachable must be one of {', '.join(REACHABLE)}, got {rule!r}")
 
 
 def _check_pixels(x: Tensor) -> None:
@@ -167,14 +169,19 @@ class _Found:
     limits: tuple[str, ...]
 
 
-def _together(found: list[_Found], read: Read, norm: Norm, method: Method) -> Certificate:
+def _together(found: list[_Found], read: Read, norm: Norm, method: Method, reachable: Reachable) -> Certificate:
     return Certificate(
         radius=torch.cat([part.radius.cpu() for part in found]),
         reasons=tuple(reason for part in found for reason in part.reasons),
         limits=tuple(limit for part in found for limit in part.limits),
         norm=norm,
         method=method,
-        constants=read.model.constants,
+        constants={
+            network.name or "the network": float(network.lipschitz.max())
+            for mixture in read.model.mixtures
+            for network in mixture.networks
+        },
+        reachable=reachable,
         notes=read.notes,
     )
 
@@ -188,14 +195,14 @@ def _certified(model: nn.Module, read: Certifiable, x: Tensor, y: Tensor, norm: 
     seen = read.see(x.double())
     finite_N = logits_NC.isfinite().all(1)
     right_N = finite_N & (logits_NC.argmax(1) == y)
-    clean_N = _holds(read, seen, y, torch.zeros(len(x), dtype=torch.float64, device=x.device), "lipschitz")
+    clean_N = holds(read, seen, y, torch.zeros(len(x), dtype=torch.float64, device=x.device), "lipschitz")
     if bool((clean_N & finite_N & ~right_N).any()):
         raise InputError("the model answers otherwise than its parts say that it must; no bound can be given for it")
     held = (clean_N & right_N).nonzero()[:, 0]
     radius_N = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     limits = [""] * len(x)
     if len(held):
-        search = _Search(read, seen.select(held), y[held], _diameter(x, norm), method)
+        search = Search(read, seen.select(held), y[held], diameter(tuple(x.shape[1:]), norm), method)
         radius_N[held] = search.radii()
         for place, limit in zip(held.tolist(), search.limits(radius_N[held]), strict=True):
             limits[place] = limit
@@ -205,66 +212,3 @@ def _certified(model: nn.Module, read: Certifiable, x: Tensor, y: Tensor, norm: 
         for i, (right, finite) in enumerate(zip(right_N.tolist(), finite_N.tolist(), strict=True))
     )
     return _Found(radius_N, reasons, tuple(limits))
-
-
-def _diameter(x: Tensor, norm: Norm) -> float:
-    """Of [0, 1]^D: the largest distance of two images."""
-    pixels = math.prod(x.shape[1:])
-    return {"Linf": 1.0, "L2": math.sqrt(pixels), "L1": float(pixels)}[norm]
-
-
-def _holds(read: Certifiable, seen: Seen, y: Tensor, radius: Tensor, method: Method) -> Tensor:
-    """(N,) bool: every margin's bound is positive. A bound that is not a number holds nothing."""
-    return (read.low(seen, y, radius, method).margins > 0).all(1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Search:
-    """Samples that are right."""
-
-    read: Certifiable
-    seen: Seen
-    y: Tensor
-    most: float
-    method: Method
-
-    def radii(self) -> Tensor:
-        """(N,): every radius returned has itself been certified, so that nothing rests on the bounds' monotony."""
-        zero = torch.zeros(len(self.y), dtype=torch.float64, device=self.y.device)
-        # cheap, and where the others begin
-        low = self._halved(*self._doubled(zero, "lipschitz"), _HALVINGS, "lipschitz")
-        if self.method == "lipschitz":
-            return low
-        if self.method != "auto":
-            low = torch.where(_holds(self.read, self.seen, self.y, low, self.method), low, zero)
-        return self._halved(*self._doubled(low, self.method), _COARSE, self.method)
-
-    def _doubled(self, low: Tensor, method: Method) -> tuple[Tensor, Tensor]:
-        """Radii that are certified, and at most twice as large ones that are not, from certified ones; both are the
-        diameter where that is certified."""
-        low, high = low.clone(), (2 * low).clamp(LEVEL / 4, self.most)
-        left = (low < self.most).nonzero()[:, 0]
-        while len(left):
-            holds = _holds(self.read, self.seen.select(left), self.y[left], high[left], method)
-            left = left[holds]
-            low[left] = high[left]
-            left = left[high[left] < self.most]
-            high[left] = (2 * high[left]).clamp_max(self.most)
-        return low, high
-
-    def _halved(self, low: Tensor, high: Tensor, rounds: int, method: Method) -> Tensor:
-        for _ in range(rounds):
-            middle = (low + high) / 2
-            holds = _holds(self.read, self.seen, self.y, middle, method)
-            low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
-        return low
-
-    def limits(self, radius: Tensor) -> list[str]:
-        """What is no longer certified just beyond each radius."""
-        found = self.read.low(self.seen, self.y, radius * 1.02 + 1e-9, self.method)
-        classes = found.margins.argmin(1)
-        parts = found.through.gather(1, classes[:, None])[:, 0]
-        return [
-            "nothing: it holds every image" if held >= self.most else f"class {klass} through {self.read.names[part]}"
-            for held, klass, part in zip(radius.tolist(), classes.tolist(), parts.tolist(), strict=True)
-        ]

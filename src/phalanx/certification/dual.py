@@ -60,9 +60,9 @@ class Combined:
         return next(part.classes for part in self.parts if part is not None)
 
     @property
-    def constants(self) -> dict[str, float]:
+    def mixtures(self) -> tuple[Mixture, ...]:
         """See `Certifiable`."""
-        return {key: bound for part in self.parts if part is not None for key, bound in part.constants.items()}
+        return tuple(part for part in self.parts if part is not None)
 
     def see(self, x: Tensor) -> _CombinedSeen:
         """See `Certifiable`."""

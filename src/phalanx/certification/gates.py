@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +22,27 @@ MOST_SETS = 70
 """Sets of selected experts that are looked at one by one; of more, every reachable expert counts alone."""
 
 
-def soft_low(margins: Tensor, scores: Tensor, lipschitz: Tensor, radius: Tensor, slack: Tensor) -> Tensor:
+class Summed(Protocol):
+    """What is known of the experts' margins together, beyond the least of each (`Joint`)."""
+
+    def among(self, experts: list[int]) -> Summed:
+        """Of some of the experts."""
+        ...
+
+    def low(self, low: Tensor, high: Tensor) -> Tensor:
+        """(N, C): lower bounds of the weighted sum for scores (N, C, E) between the two."""
+        ...
+
+
+def soft_low(
+    margins: Tensor, scores: Tensor, lipschitz: Tensor, radius: Tensor, slack: Tensor, summed: Summed | None = None
+) -> Tensor:
     """(N, C): lower bounds of sum_i a_i (f_i^y - f_i^k), a = softmax(scores), over balls of `radius` (N,).
 
     The scores move by D with |D_i - D_j| <= rho_ij radius. Two boxes contain these D up to a common shift, which the
     softmax does not see: D in [0, R radius], R the largest rho; and, for each r, D_r = 0 and |D_i| <= rho_ri radius.
-    The minimum over each is exact (`softmax_min`); the best of them is returned.
+    The minimum over each is exact (`softmax_min`); the best of them is returned. With `summed`, the sum is bounded over
+    that best box as well.
     """
     moves_NEE = lipschitz * radius[:, None, None] + slack[:, None, None]
     moves_NEE = moves_NEE.masked_fill(torch.eye(scores.shape[1], dtype=torch.bool, device=scores.device), 0)
@@ -34,11 +50,23 @@ def soft_low(margins: Tensor, scores: Tensor, lipschitz: Tensor, radius: Tensor,
     low = scores[:, None] - torch.cat([torch.zeros_like(widest_N1E), moves_NEE], 1)
     high = scores[:, None] + torch.cat([widest_N1E, moves_NEE], 1)
     found_NRC = softmax_min(_finite(margins).transpose(1, 2)[:, None], low[:, :, None], high[:, :, None])
-    return _restored(found_NRC.amax(1), margins)
+    best = found_NRC.max(1)
+    found_NC = best.values
+    if summed is not None:
+        box = best.indices[:, :, None].expand(-1, -1, scores.shape[1])
+        found_NC = torch.maximum(found_NC, summed.low(low.gather(1, box), high.gather(1, box)))
+    return _restored(found_NC, margins)
 
 
 def topn_low(
-    margins: Tensor, scores: Tensor, lipschitz: Tensor, radius: Tensor, slack: Tensor, n: int, temperature: float = 1.0
+    margins: Tensor,
+    scores: Tensor,
+    lipschitz: Tensor,
+    radius: Tensor,
+    slack: Tensor,
+    n: int,
+    temperature: float = 1.0,
+    summed: Summed | None = None,
 ) -> Tensor:
     """(N, C): the same for the `n` best experts, weighted by softmax(scores / temperature) over them: the least
     `soft_low` over the sets that can be selected.
@@ -61,6 +89,7 @@ def topn_low(
             lipschitz[inside][:, inside] / temperature,
             radius,
             slack / temperature,
+            None if summed is None else summed.among(inside),
         )
         least_NC = torch.minimum(least_NC, low_NC.masked_fill(excluded_N[:, None], math.inf))
     return least_NC

@@ -11,11 +11,16 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from phalanx.bounds import dual_norm
+from phalanx.bounds import Ball, Planes, dual_norm
 from phalanx.certification.gates import entry_radii, quotient, soft_low, surely_ahead, top1_low, topn_low
-from phalanx.certification.networks import Answers, Method, Network
+from phalanx.certification.joint import Joint
+from phalanx.certification.networks import Answers, Bounds, Method, Network
+from phalanx.certification.reach import Reachable, earliest, exact_entries
 from phalanx.routing import Regions
 from phalanx.threat import Norm
+
+_TOGETHER = 2**24
+"""Numbers that linear bounds of all experts may take: memory does not grow with the samples."""
 
 
 class Low(NamedTuple):
@@ -41,8 +46,8 @@ class Certifiable(Protocol):
         ...
 
     @property
-    def constants(self) -> dict[str, float]:
-        """The largest Lipschitz constant of a difference of two outputs, by network."""
+    def mixtures(self) -> tuple[Mixture, ...]:
+        """That it is made of."""
         ...
 
     def see(self, x: Tensor) -> Seen:
@@ -89,6 +94,18 @@ class Cells:
         missing_NPE = (-signed_NPE).masked_fill(self.regions.signs == 0, 0)
         return quotient(missing_NPE, dual_norm(self.regions.directions.double(), self.norm)[:, None]).amax(1)
 
+    def exact_entries(self, x: Tensor) -> Tensor:
+        """The same, all conditions of an expert together."""
+        directions, signs = self.regions.directions.double(), self.regions.signs.double()
+        values_NP = x.flatten(1) @ directions.T + self.regions.offsets.double()
+        found = []
+        for expert in range(signs.shape[1]):
+            own = signs[:, expert].nonzero()[:, 0]
+            sign = signs[own, expert]
+            missing_NJ = -(values_NP[:, own] * sign + self.regions.rounding.double()[own])
+            found.append(earliest(missing_NJ, directions[own] * sign[:, None], self.norm))
+        return torch.stack(found, 1)
+
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
@@ -99,6 +116,12 @@ class Mixture:
     """None where all scores are 0."""
     top_k: int
     temperature: float
+    reachable: Reachable = "pairwise"
+
+    @property
+    def norm(self) -> Norm:
+        """That distances are measured in."""
+        return self.experts[0].norm
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,12 +134,14 @@ class Mixture:
         return len(self.experts[0].lipschitz)
 
     @property
-    def constants(self) -> dict[str, float]:
+    def mixtures(self) -> tuple[Mixture, ...]:
         """See `Certifiable`."""
-        found = {name: float(expert.lipschitz.max()) for name, expert in zip(self.names, self.experts, strict=True)}
-        if isinstance(self.router, Network):
-            found[self.router.name] = float(self.router.lipschitz.max())
-        return found
+        return (self,)
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """Experts, and the router where it is one."""
+        return (*self.experts, self.router) if isinstance(self.router, Network) else self.experts
 
     @cached_property
     def _lipschitz(self) -> Tensor:
@@ -131,37 +156,62 @@ class Mixture:
             scores = self.router.answers(x)
         else:
             scores = Answers(x.new_zeros(len(x), len(self.experts)), x.new_zeros(len(x)))
-        if isinstance(self.router, Cells):
-            entries = self.router.entries(x)
-        else:
-            entries = entry_radii(scores.values, self._lipschitz.to(x), scores.slack)
+        entries = self._entries(x, scores)
         return _MixtureSeen(x, tuple(expert.answers(x) for expert in self.experts), scores, entries)
+
+    def _entries(self, x: Tensor, scores: Answers) -> Tensor:
+        if isinstance(self.router, Cells):
+            return self.router.exact_entries(x) if self.reachable == "exact" else self.router.entries(x)
+        pairwise = entry_radii(scores.values, self._lipschitz.to(x), scores.slack)
+        if self.reachable == "pairwise" or self.router is None or self.router.linear is None:
+            return pairwise
+        return torch.maximum(pairwise, exact_entries(scores.values, self.router.linear, scores.slack, self.norm))
 
     def low(self, seen: Seen, y: Tensor, radius: Tensor, method: Method) -> Low:
         """See `Certifiable`."""
         assert isinstance(seen, _MixtureSeen)
-        reachable_NE = self._reachable(seen, radius)
-        margins_NEC = torch.stack(
-            [
-                self._margins(expert, answers, seen.x, y, radius, reachable_NE[:, index], method)
-                for index, (expert, answers) in enumerate(zip(self.experts, seen.answers, strict=True))
-            ],
-            1,
-        )
-        through_NC = margins_NEC.masked_fill(~reachable_NE[:, :, None], float("inf")).argmin(1)
-        return Low(self._gated(seen, margins_NEC, radius), through_NC)
+        together = max(1, _TOGETHER // max(1, len(self.experts) * self.classes * seen.x[:1].numel()))
+        places = torch.arange(len(y), device=y.device)
+        parts = [places[start : start + together] for start in range(0, max(1, len(y)), together)]
+        found = [self._low(seen.select(some), y[some], radius[some], method) for some in parts]
+        return Low(torch.cat([part.margins for part in found]), torch.cat([part.through for part in found]))
 
-    @staticmethod
-    def _margins(
-        expert: Network, answers: Answers, x: Tensor, y: Tensor, radius: Tensor, reachable_N: Tensor, method: Method
-    ) -> Tensor:
-        """Where an expert cannot answer, its bounds do not count and are not made."""
-        margins_NC = torch.zeros_like(answers.values).scatter(1, y[:, None], float("inf"))
+    def _low(self, seen: _MixtureSeen, y: Tensor, radius: Tensor, method: Method) -> Low:
+        reachable_NE = self._reachable(seen, radius)
+        bounds = [
+            self._bounds(expert, answers, seen.x, y, radius, reachable_NE[:, index], method)
+            for index, (expert, answers) in enumerate(zip(self.experts, seen.answers, strict=True))
+        ]
+        margins_NEC = torch.stack([each.margins for each in bounds], 1)
+        planes = [each.planes for each in bounds if each.planes is not None]
+        summed = Joint.of(planes, Ball(seen.x, radius, self.norm)) if len(planes) == len(bounds) > 1 else None
+        through_NC = margins_NEC.masked_fill(~reachable_NE[:, :, None], float("inf")).argmin(1)
+        return Low(self._gated(seen, margins_NEC, radius, summed), through_NC)
+
+    def _bounds(
+        self,
+        expert: Network,
+        answers: Answers,
+        x: Tensor,
+        y: Tensor,
+        radius: Tensor,
+        reachable_N: Tensor,
+        method: Method,
+    ) -> Bounds:
+        """Where an expert cannot answer, its bounds do not count and are not made: they are 0."""
         some = reachable_N.nonzero()[:, 0]
-        if len(some):
-            chosen = Answers(answers.values[some], answers.slack[some])
-            margins_NC[some] = expert.margins(chosen, x[some], y[some], radius[some], method)
-        return margins_NC
+        if len(some) == len(x):
+            return expert.bounds(answers, x, y, radius, method)
+        margins_NC = torch.zeros_like(answers.values).scatter(1, y[:, None], float("inf"))
+        chosen = Answers(answers.values[some], answers.slack[some])
+        found = expert.bounds(chosen, x[some], y[some], radius[some], method)
+        margins_NC = margins_NC.index_copy(0, some, found.margins)
+        # of a top-1 gate only the margins count
+        if found.planes is None or self.top_k == 1:
+            return Bounds(margins_NC, None)
+        slopes = margins_NC.new_zeros(*margins_NC.shape, x[:1].numel()).index_copy(0, some, found.planes.slopes)
+        constants = torch.zeros_like(margins_NC).index_copy(0, some, found.planes.constants)
+        return Bounds(margins_NC, Planes(slopes, constants))
 
     def _reachable(self, seen: _MixtureSeen, radius: Tensor) -> Tensor:
         if self.top_k == len(self.experts):
@@ -171,11 +221,11 @@ class Mixture:
         ahead_NEE = surely_ahead(seen.scores.values, self._lipschitz.to(radius), radius, seen.scores.slack)
         return ahead_NEE.sum(1) < self.top_k
 
-    def _gated(self, seen: _MixtureSeen, margins: Tensor, radius: Tensor) -> Tensor:
+    def _gated(self, seen: _MixtureSeen, margins: Tensor, radius: Tensor, summed: Joint | None) -> Tensor:
         if self.top_k == 1:
             return top1_low(margins, seen.entries, radius)
         scores, lipschitz, slack = seen.scores.values, self._lipschitz.to(radius), seen.scores.slack
         if self.top_k == len(self.experts):
             shared = 1 / self.temperature
-            return soft_low(margins, scores * shared, lipschitz * shared, radius, slack * shared)
-        return topn_low(margins, scores, lipschitz, radius, slack, self.top_k, self.temperature)
+            return soft_low(margins, scores * shared, lipschitz * shared, radius, slack * shared, summed)
+        return topn_low(margins, scores, lipschitz, radius, slack, self.top_k, self.temperature, summed)

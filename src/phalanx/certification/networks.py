@@ -16,20 +16,23 @@ from phalanx.bounds import (
     Ball,
     Blocks,
     Dense,
+    Planes,
     Residual,
     Stage,
-    crown_lower,
+    crown_planes,
     forward,
     interval_features,
+    interval_lower,
     output_lipschitz,
     read_network,
     slopes_of,
+    whole,
 )
 from phalanx.bounds.stages import MaxPool, Shape
 from phalanx.errors import InputError
 from phalanx.experts.resnet import BasicBlock
 from phalanx.nn import exact_fp32
-from phalanx.routing import CNNRouter, LinearRouter, MLPRouter
+from phalanx.routing import CNNRouter, LinearRouter, LipschitzRouter, MLPRouter
 from phalanx.threat import Norm
 
 Method = Literal["auto", "lipschitz", "ibp", "crown"]
@@ -44,7 +47,7 @@ _OBSERVED = 8
 _WRONG = 1e-2
 """A difference, relative to the largest output, that no rounding explains."""
 
-_CHAINS = (LinearRouter, MLPRouter, CNNRouter)
+_CHAINS = (LinearRouter, MLPRouter, CNNRouter, LipschitzRouter)
 _BLOCKS: Blocks = {BasicBlock: lambda block: (block.body, block.shortcut)}
 
 
@@ -57,6 +60,15 @@ class Answers(NamedTuple):
     """(N,) how far a difference of two deployed outputs may be from its float64 value: an allowance, not a proof."""
 
 
+class Bounds(NamedTuple):
+    """Within a ball around each image."""
+
+    margins: Tensor
+    """(N, C): lower bounds of f^y - f^k, infinite at k = y."""
+    planes: Planes | None
+    """Linear functions below f^y - f^k (k = y: 0), where a method made them."""
+
+
 @dataclass(frozen=True, eq=False)
 class Network:
     """A network read into stages, on images (*shape)."""
@@ -66,37 +78,36 @@ class Network:
     shape: Shape
     norm: Norm
     name: str
+    known: Tensor | None = None
+    """Its constants, where they were made before."""
 
     @classmethod
-    def read(cls, module: nn.Module, shape: Shape, norm: Norm, name: str) -> Network:
+    def read(cls, module: nn.Module, shape: Shape, norm: Norm, name: str, known: Tensor | None = None) -> Network:
         """Raises InputError naming a layer that no bound is known for."""
         stages = read_network(module, shape, where=name, chains=_CHAINS, blocks=_BLOCKS)
-        return cls(module, stages, shape, norm, name)
+        return cls(module, stages, shape, norm, name, known)
 
     @cached_property
     def lipschitz(self) -> Tensor:
         """(C, C): constants of the differences of two outputs."""
-        return output_lipschitz(self.stages, self.shape, self.norm)
+        return output_lipschitz(self.stages, self.shape, self.norm) if self.known is None else self.known
 
     @property
-    def applicable(self) -> tuple[Method, ...]:
-        """The methods that know all of its stages."""
-        if any(isinstance(stage, Residual) for stage in self.stages):
-            return ("lipschitz",)
-        if any(isinstance(stage, MaxPool) for stage in self.stages):
-            return ("lipschitz", "ibp")
-        return ("lipschitz", "ibp", "crown")
+    def linear(self) -> Tensor | None:
+        """(C, D): the weights of a network that is one linear layer."""
+        return self.stages[0].weight if len(self.stages) == 1 and isinstance(self.stages[0], Dense) else None
+
+    @cached_property
+    def deep(self) -> bool:
+        """Whether bounds that go backwards cost more than they are worth: residual blocks or max-pooling behind layers
+        whose bounds are too large to be carried."""
+        return any(isinstance(stage, Residual | MaxPool) for stage in self.stages) and not whole(self.stages)
 
     def methods(self, method: Method) -> tuple[Method, ...]:
-        """What `method` means here. Raises InputError where it does not apply."""
+        """What `method` means here."""
         if method == "auto":
             # CROWN holds the interval bounds already
-            return tuple(each for each in self.applicable if each != "ibp" or "crown" not in self.applicable)
-        if method not in self.applicable:
-            raise InputError(
-                f"method {method} knows no bound for the residual or max-pooling layers of {self.name}; use "
-                f"{' or '.join(self.applicable)}, or auto"
-            )
+            return ("lipschitz", "ibp" if self.deep else "crown")
         return (method,)
 
     @torch.no_grad()
@@ -116,36 +127,29 @@ class Network:
             )
         return Answers(values, 2 * (_UNITS * torch.finfo(dtype).eps * scale + _OBSERVED * seen))
 
-    def margins(self, answers: Answers, x: Tensor, y: Tensor, radius: Tensor, method: Method) -> Tensor:
-        """(N, C): lower bounds of f^y - f^k within `radius` (N,) of x, less the slack; infinite at k = y."""
-        found = [self._by(each, answers, x, y, radius) for each in self.methods(method)]
-        low = torch.stack(found).amax(0) - answers.slack[:, None]
-        return low.scatter(1, y[:, None], math.inf)
-
-    def _by(self, method: Method, answers: Answers, x: Tensor, y: Tensor, radius: Tensor) -> Tensor:
+    def bounds(self, answers: Answers, x: Tensor, y: Tensor, radius: Tensor, method: Method) -> Bounds:
+        """Within `radius` (N,) of images x, less the slack; labels y (N,)."""
         clean = answers.values.gather(1, y[:, None]) - answers.values
-        if method == "lipschitz":
-            return clean - self.lipschitz[y] * radius[:, None]
         ball = Ball(x, radius, self.norm)
         eye = torch.eye(clean.shape[1], dtype=x.dtype, device=x.device)
         rows = eye[y][:, None] - eye
-        if method == "crown":
-            return crown_lower(self.stages, rows, ball)
-        return self._by_intervals(clean, rows, ball)
+        slack, planes, found = answers.slack[:, None], None, []
+        for each in self.methods(method):
+            if each == "lipschitz":
+                low = clean - self.lipschitz[y] * radius[:, None]
+            elif each == "crown":
+                planes = crown_planes(self.stages, rows, ball)
+                low = planes.least(ball)
+                planes = planes._replace(constants=planes.constants - slack)
+            else:
+                low = self._by_intervals(clean, rows, ball)
+            found.append(low - slack)
+        return Bounds(torch.stack(found).amax(0).scatter(1, y[:, None], math.inf), planes)
 
     def _by_intervals(self, clean: Tensor, rows: Tensor, ball: Ball) -> Tensor:
         features = interval_features(self.stages, ball)
-        last = self.stages[-1]
-        bounds = features[-1]
-        offset = torch.zeros_like(clean)
-        slopes = rows
-        if isinstance(last, Dense):
-            # differences of the last layer's rows keep what two classes share
-            bounds, offset, slopes = features[-2], rows @ last.bias, rows @ last.weight
-        low, high = (side.flatten(1)[..., None] for side in bounds)
-        middle, spread = slopes @ ((low + high) / 2), slopes.abs() @ ((high - low) / 2)
-        found = (middle - spread)[..., 0] + offset
-        if "crown" not in self.applicable:
+        found = interval_lower(self.stages, features, rows)
+        if self.deep:
             return found
         local = slopes_of(self.stages, features, rows, self.norm)
         return torch.maximum(found, clean - local * ball.radius[:, None])

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from phalanx.certification.certificate import Certificate
+from phalanx.certification.radii import Radii
 from phalanx.threat import Norm
 
 SCHEMA = 1
@@ -25,6 +26,7 @@ def certificate_json(certificate: Certificate, ids: Sequence[int]) -> dict[str, 
         "sound": True,
         "norm": certificate.norm,
         "method": certificate.method,
+        "reachable": certificate.reachable,
         "n": len(certificate.reasons),
         "ids": [int(each) for each in ids],
         "radii": certificate.radius.tolist(),
@@ -32,16 +34,20 @@ def certificate_json(certificate: Certificate, ids: Sequence[int]) -> dict[str, 
         "limits": list(certificate.limits),
         "counts": certificate.counts,
         "mean_radius": float(certificate.radius.mean()),
-        "grid": [_at(certificate, radius) for radius in GRID[certificate.norm]],
+        "grid": grid_record(certificate, GRID[certificate.norm]),
         "constants": certificate.constants,
         "vacuous": certificate.vacuous,
         "notes": list(certificate.notes),
     }
 
 
-def _at(certificate: Certificate, radius: float) -> dict[str, float]:
-    low, high = certificate.interval_at(radius)
-    return {"radius": radius, "certified": certificate.certified(radius), "low": low, "high": high}
+def grid_record(radii: Radii, grid: Sequence[float]) -> list[dict[str, float]]:
+    """Certified images and 95 % interval of certified accuracy at each radius."""
+    found = []
+    for radius in grid:
+        low, high = radii.interval_at(radius)
+        found.append({"radius": radius, "certified": radii.certified(radius), "low": low, "high": high})
+    return found
 
 
 def certificate_text(record: Mapping[str, Any]) -> str:
@@ -49,12 +55,18 @@ def certificate_text(record: Mapping[str, Any]) -> str:
     n, norm = record["n"], record["norm"]
     lines = [
         f"certified accuracy, {norm}, method {record['method']}, {n:,} images: a bound whatever the attack",
-        f"{'radius':>12}  {'certified':>9}  95 % interval",
+        *grid_lines(record),
     ]
+    return "\n".join([*lines, *([record["vacuous"]] if record["vacuous"] else []), *record["notes"]])
+
+
+def grid_lines(record: Mapping[str, Any]) -> list[str]:
+    """Certified accuracy by radius, the mean radius, and the images by reason."""
+    n, norm = record["n"], record["norm"]
+    lines = [f"{'radius':>12}  {'certified':>9}  95 % interval"]
     for at in record["grid"]:
         radius = f"{round(at['radius'] * 255)}/255" if norm == "Linf" and at["radius"] else f"{at['radius']:g}"
         interval = f"{100 * at['low']:.1f} to {100 * at['high']:.1f} %"
         lines.append(f"{radius:>12}  {100 * at['certified'] / n:>7.1f} %  {interval}")
     counts = ", ".join(f"{count:,} {reason}" for reason, count in record["counts"].items() if count)
-    lines.append(f"mean radius {record['mean_radius']:.4g}; {counts}")
-    return "\n".join([*lines, *([record["vacuous"]] if record["vacuous"] else []), *record["notes"]])
+    return [*lines, f"mean radius {record['mean_radius']:.4g}; {counts}"]

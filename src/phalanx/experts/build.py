@@ -9,44 +9,28 @@ from typing import Any
 
 from torch import nn
 
-from phalanx.errors import InputError
+from phalanx.errors import InputError, about
 from phalanx.experts.densenet import densenet
+from phalanx.experts.lipschitz import lipschitz_cnn, lipschitz_mlp
+from phalanx.experts.options import check_options
 from phalanx.experts.pretrained import TIMM, timm_network
 from phalanx.experts.resnet import resnet18
 from phalanx.experts.small import mlp, small_cnn
 from phalanx.experts.vgg import vgg16
 from phalanx.experts.wrn import wrn
 from phalanx.nn import Layers, Normalize, PlainLayers, record
-from phalanx.nn.factory import own_factory
+from phalanx.nn.factory import made_by, own_factory
 
 EXPERTS: dict[str, Callable[..., nn.Module]] = {
     "densenet": densenet,
+    "lipschitz_cnn": lipschitz_cnn,
+    "lipschitz_mlp": lipschitz_mlp,
     "mlp": mlp,
     "resnet18": resnet18,
     "small_cnn": small_cnn,
     "vgg16": vgg16,
     "wrn": wrn,
 }
-
-
-def _check_options(
-    name: str, builder: Callable[..., nn.Module], options: dict[str, Any], *, routed: bool = False
-) -> None:
-    fixed = {"normalize", "num_classes", "image_size", "channels"} | (set() if routed else {"routed_shortcuts"})
-    known = ["scale" if key == "layers" else key for key in inspect.signature(builder).parameters if key not in fixed]
-    for key in options:
-        if key not in known:
-            raise InputError(f"expert {name!r} has no option {key!r}; it has {', '.join(known) or 'none'}")
-
-
-def _check_arguments(name: str, factory: Callable[..., Any], arguments: dict[str, Any]) -> None:
-    try:
-        inspect.signature(factory).bind(**arguments)
-    except TypeError as error:
-        raise InputError(
-            f"expert {name!r} is called with {', '.join(arguments)}, which it does not take: {error}; "
-            "it must be a function of num_classes, image_size, channels and its own options"
-        ) from None
 
 
 def _normalize(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> Normalize:
@@ -56,11 +40,19 @@ def _normalize(channels: int, mean: Sequence[float] | None, std: Sequence[float]
     return Normalize(mean or (0.5,) * channels, std or (0.25,) * channels)
 
 
-def _checked(name: str, builder: Callable[..., nn.Module], normalize: Normalize, **arguments: Any) -> nn.Module:
+def _checked(
+    role: str, name: str, normalize: Normalize, shape: dict[str, int], layers: Layers | None, options: dict[str, Any]
+) -> nn.Module:
+    """The network; `role` is the key that names it, for what is wrong with it and with none of its options."""
+    routable = {} if layers is None else {"layers": layers}
     try:
-        return builder(normalize, **arguments)
+        return EXPERTS[name](normalize, **shape, **routable, **options)
+    except InputError:
+        raise
     except ValueError as error:
-        raise InputError(f"{name}: {error}") from None
+        option = str(error).partition(" ")[0]
+        key = f"options.{option}" if option in (*options, "scale") else role
+        raise InputError(f"{name}: {error}", key=key) from None
 
 
 def build_backbone(
@@ -80,12 +72,14 @@ def build_backbone(
     """
     routable = [known for known, builder in EXPERTS.items() if "layers" in inspect.signature(builder).parameters]
     if name not in routable:
-        raise InputError(f"a backbone of routed or masked layers must be one of {', '.join(routable)}, got {name!r}")
-    _check_options(name, EXPERTS[name], options, routed=True)
+        raise InputError(
+            f"a backbone of routed or masked layers must be one of {', '.join(routable)}, got {name!r}", key="backbone"
+        )
+    check_options(name, EXPERTS[name], options, routed=True)
     if "scale" in options:
-        raise InputError(f"{name}: scale belongs to the mixture, not to its backbone's options")
+        raise InputError(f"{name}: scale belongs to the mixture, not to its backbone's options", key="options")
     shape = {"num_classes": num_classes, "image_size": image_size, "channels": channels}
-    return _checked(name, EXPERTS[name], _normalize(channels, mean, std), **shape, layers=layers, **options)
+    return _checked("backbone", name, _normalize(channels, mean, std), shape, layers, options)
 
 
 def build_expert(
@@ -114,23 +108,26 @@ def build_expert(
     shape = {"num_classes": num_classes, "image_size": image_size, "channels": channels}
     if name.startswith(TIMM):
         builder: Callable[..., nn.Module] = functools.partial(timm_network, name.removeprefix(TIMM))
-        _check_options(name, builder, options)
+        check_options(name, builder, options)
         expert: nn.Module = nn.Sequential(normalize, builder(**shape, **options))
         # a run that began with them holds its own: to load it needs no such file
         options.pop("weights", None)
     elif ":" in name:
-        factory = own_factory(name, f"expert {name!r}", "a network")
-        _check_arguments(name, factory, {**shape, **options})
-        network = factory(**shape, **options)
+        with about("expert"):
+            factory = own_factory(name, f"expert {name!r}", "a network", from_file=True)
+            takes = "num_classes, image_size, channels and its own options"
+            network = made_by(factory, f"expert {name!r}", takes, **shape, **options)
         if not isinstance(network, nn.Module):
-            raise InputError(f"expert {name!r} must return a torch.nn.Module, got {type(network).__name__}")
+            made = type(network).__name__
+            raise InputError(f"expert {name!r} must return a torch.nn.Module, got {made}", key="expert")
         expert = nn.Sequential(normalize, network)
     elif name in EXPERTS:
-        _check_options(name, EXPERTS[name], options)
+        check_options(name, EXPERTS[name], options)
         own = dict(options)
-        if "layers" in inspect.signature(EXPERTS[name]).parameters:
-            own["layers"] = PlainLayers(own.pop("scale", 1.0))
-        expert = _checked(name, EXPERTS[name], normalize, **shape, **own)
+        routable = "layers" in inspect.signature(EXPERTS[name]).parameters
+        layers = PlainLayers(own.pop("scale", 1.0)) if routable else None
+        expert = _checked("expert", name, normalize, shape, layers, own)
     else:
-        raise InputError(f"expert must be one of {', '.join(EXPERTS)}, 'timm:MODEL' or 'module:factory', got {name!r}")
+        known = ", ".join(EXPERTS)
+        raise InputError(f"expert must be one of {known}, 'timm:MODEL' or 'module:factory', got {name!r}", key="expert")
     return record(expert, f"expert.{name}", **shape, mean=mean, std=std, **options)

@@ -68,8 +68,6 @@ def wrn(
     blocks, rest = divmod(depth - 4, 6)
     if rest or blocks < 1:
         raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}")
-    if widen < 1:
-        raise ValueError(f"widen must be at least 1, got {widen}")
     inputs = stem_width(layers, _WIDTH, scaled_stem)
     chain: list[nn.Module] = [normalize, *stem_layers(stem, channels, inputs, bare=True)]
     for group in range(3):

@@ -29,7 +29,15 @@ from phalanx.routing.route import (
     routed,
     select,
 )
-from phalanx.routing.routers import ROUTERS, CNNRouter, LinearRouter, MLPRouter, UniformRouter, build_router
+from phalanx.routing.routers import (
+    ROUTERS,
+    CNNRouter,
+    LinearRouter,
+    LipschitzRouter,
+    MLPRouter,
+    UniformRouter,
+    build_router,
+)
 from phalanx.routing.soe import SynergyOfExperts
 from phalanx.routing.stats import gate_entropy, load_balance, load_per_expert
 
@@ -47,6 +55,7 @@ __all__ = [
     "HierarchicalRouter",
     "LayerMixture",
     "LinearRouter",
+    "LipschitzRouter",
     "LogitMap",
     "MLPRouter",
     "MixedNUTS",

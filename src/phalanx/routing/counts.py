@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.nn.alive import spared
 from phalanx.nn.flops import ReadParameters, macs
+from phalanx.nn.lipschitz import prepared_weights
 from phalanx.routing.route import RoutedModel
 
 
@@ -59,7 +60,7 @@ def counts(model: nn.Module, images: Tensor) -> Counts:
         raise ValueError("images must hold at least one image, got none")
     # torch's counter hooks the gradient of any module input that wants one, and fails where none is computed
     images = images.detach()
-    with frozen(model), exact_fp32(), preserved_rng():
+    with frozen(model), exact_fp32(), preserved_rng(), prepared_weights(model):
         singles = [_single(model, image) for image in torch.split(images, 1)]
         _, executed = macs(lambda: model(images))
     active, router, path = (sum(column) for column in zip(*singles, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from phalanx.nn import ConvBN, Normalize, record
+from phalanx.nn import ConvBN, LipschitzLinear, MaxMin, Normalize, record
 from phalanx.routing.resnet_router import ResNetRouter
 
 Shape = Sequence[int]
@@ -100,6 +100,44 @@ class CNNRouter(nn.Sequential):
         )
 
 
+class LipschitzRouter(nn.Sequential):
+    """Orthogonal (`norm` L2) or row-normalised (Linf) layers with MaxMin between, of even widths `hidden`: normalised
+    pixels that move by r in that norm move every difference of two scores by at most sqrt(2) r in L2, 2 r in Linf.
+
+    Certificates know how late another expert can come in; the mixture's temperature says what a score is worth.
+    Raises ValueError for an odd width or another norm.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        num_experts: int,
+        *,
+        hidden: Sequence[int] = (64,),
+        norm: str = "L2",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        odd = [width for width in hidden if width % 2]
+        if odd:
+            raise ValueError(f"hidden must hold even widths, MaxMin sorts features in pairs, got {odd[0]}")
+        layers: list[nn.Module] = [_normalize(shape, mean, std), nn.Flatten()]
+        widths = [_pixels(shape), *hidden]
+        for inputs, outputs in itertools.pairwise(widths):
+            layers += [LipschitzLinear(inputs, outputs, norm=norm), MaxMin()]
+        super().__init__(*layers, LipschitzLinear(widths[-1], num_experts, norm=norm))
+        record(
+            self,
+            "router.lipschitz",
+            shape=list(shape),
+            num_experts=num_experts,
+            hidden=list(hidden),
+            norm=norm,
+            mean=mean,
+            std=std,
+        )
+
+
 class UniformRouter(nn.Module):
     """Scores of zero for every expert, whatever the image: no parameters. With the soft gate all weigh the same."""
 
@@ -121,6 +159,7 @@ ROUTERS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLPRouter,
     "cnn": CNNRouter,
     "resnet20": ResNetRouter,
+    "lipschitz": LipschitzRouter,
 }
 
 

@@ -1,6 +1,17 @@
 """The only training loop."""
 
-from phalanx.training.config import AWP, SGD, Adam, Constant, Cosine, Cyclic, OneCycle, TrainingConfig
+from phalanx.training.certified import check_certified
+from phalanx.training.config import (
+    AWP,
+    SGD,
+    Adam,
+    CertifiedTraining,
+    Constant,
+    Cosine,
+    Cyclic,
+    OneCycle,
+    TrainingConfig,
+)
 from phalanx.training.guards import NoGradientError
 from phalanx.training.loop import BEST_NAME, LAST_NAME, METRICS_NAME, train
 from phalanx.training.reporter import Reporter, Silent
@@ -12,6 +23,7 @@ __all__ = [
     "METRICS_NAME",
     "SGD",
     "Adam",
+    "CertifiedTraining",
     "Constant",
     "Cosine",
     "Cyclic",
@@ -20,5 +32,6 @@ __all__ = [
     "Reporter",
     "Silent",
     "TrainingConfig",
+    "check_certified",
     "train",
 ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, Self
 
 from pydantic import Field
 
 from phalanx.data.config import Sampling
+from phalanx.threat import Norm, ThreatModel
 
 
 def _positive(name: str, value: float) -> None:
@@ -128,6 +129,8 @@ class Cyclic:
         _positive("steps_down", self.steps_down)
 
 
+Bound = Literal["ibp", "crown-ibp", "margin"]
+
 Optimizer = Annotated[SGD | Adam, Field(discriminator="name")]
 Schedule = Annotated[Constant | Cosine | OneCycle | Cyclic, Field(discriminator="name")]
 
@@ -146,6 +149,39 @@ class AWP:
     def __post_init__(self) -> None:
         _positive("gamma", self.gamma)
         _not_negative("warmup_epochs", self.warmup_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CertifiedTraining:
+    """A share of the loss that enlarges certificates, for any method that moves a mixture's experts: cross-entropy of
+    the worst logits that a bound leaves possible in the ball around each clean image; `phalanx.training.certified`."""
+
+    bound: Bound = "crown-ibp"
+    """Interval bounds (Gowal et al. 2018), linear bounds over interval bounds (Zhang et al. 2020), or the margin less
+    eps times the network's Lipschitz constant (Tsuzuku et al. 2018): for experts that are Lipschitz by construction."""
+    weight: float = 0.5
+    """k in (1 - k) times the method's loss plus k times this one, in (0, 1)."""
+    eps: float | str | None = None
+    """Radius of the ball; None is the recipe's threat."""
+    norm: Norm | None = None
+    """The ball's norm, likewise."""
+    warmup: float = 0.0
+    """Share of all steps over which `weight` and `eps` rise from 0."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < 1:
+            raise ValueError(f"weight must be in (0, 1), got {self.weight}: the method's own loss has the rest")
+        _share("warmup", self.warmup)
+        self.threat_within(ThreatModel())
+
+    def threat_within(self, threat: ThreatModel) -> ThreatModel:
+        """The ball in a recipe with this threat. Raises ValueError for a bad radius."""
+        return ThreatModel(self.norm or threat.norm, threat.eps if self.eps is None else self.eps)
+
+    def within(self, threat: ThreatModel) -> Self:
+        """With the recipe's threat where none is set."""
+        ball = self.threat_within(threat)
+        return replace(self, eps=ball.eps, norm=ball.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +206,8 @@ class TrainingConfig:
     """Epochs before averaging begins; until then the average is the trained model."""
     awp: AWP | None = None
     """Adversarial weight perturbation; None for none."""
+    certified: CertifiedTraining | None = None
+    """Training that enlarges certificates; None for none."""
     clip_norm: float | None = None
     """Scale the gradient of each update down to at most this L2 norm."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -195,6 +233,10 @@ class TrainingConfig:
         if self.clip_norm is not None:
             _positive("clip_norm", self.clip_norm)
         _not_negative("checkpoint_seconds", self.checkpoint_seconds)
+
+    def within(self, threat: ThreatModel) -> Self:
+        """With the recipe's threat in what does not set its own."""
+        return self if self.certified is None else replace(self, certified=self.certified.within(threat))
 
     def _check_start(self, name: str, epoch: int) -> None:
         """Raises ValueError for what would never begin."""

@@ -12,20 +12,23 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from phalanx.data import Loader, Splits
+from phalanx.data import Batch, Loader, Splits
 from phalanx.errors import CorruptError, DivergedError, InputError, Interrupted
 from phalanx.methods.base import Method, Update
 from phalanx.nn import preserved_rng
+from phalanx.nn.memory import attempted
 from phalanx.rng import Rng, derive_seed
 from phalanx.routing import RoutedModel
 from phalanx.runs import MetricsLog, RunFolder
 from phalanx.runs.checkpoint import Checkpoint, load_latest, save_checkpoint, save_tensors
 from phalanx.runs.metrics import read_metrics
 from phalanx.training.awp import perturbed_weights
+from phalanx.training.certified import certified_part, check_certified, with_certified_loss
 from phalanx.training.config import TrainingConfig
 from phalanx.training.ema import Average
 from phalanx.training.guards import collapse_alarms, diverged, gradient_norm, overfitting_alarms
@@ -70,6 +73,8 @@ def train(
             f"a {type(model).__name__} is no routed model; wrap a single network: MixtureOfExperts(None, [network])"
         )
     method.check(model, data.num_classes)
+    if config.certified is not None:
+        check_certified(model, data.shape)
     reporter = reporter or Silent()
     with stop_requests() as stop, preserved_rng(), _determinism(), MetricsLog(folder.resolve(METRICS_NAME)) as log:
         run = _Run(model, method, data, config, folder, seed, augment, validate, reporter, log)
@@ -157,7 +162,8 @@ class _Run:
                 raise Interrupted(
                     stop.signum, f"stopped at step {state.step} of {self.total}, saved; the same command goes on"
                 )
-            self._one_step(state.step)
+            if attempted(partial(self._one_step, state.step)) is None:
+                raise self._too_large(state.step)
             state.step += 1
             if state.step % self.steps_per_epoch == 0:
                 self._end_epoch(state.step // self.steps_per_epoch)
@@ -165,8 +171,24 @@ class _Run:
                 self.save()
             self.reporter.progress(state.step, self.total, f"epoch {state.step // self.steps_per_epoch}")
 
-    def _one_step(self, step: int) -> None:
-        batches = {stream: loader.batch(step) for stream, loader in self.loaders.items()}
+    def _too_large(self, step: int) -> InputError:
+        """Nothing is saved any more, so smaller batches are tried on the state as it is. They are only named: the same
+        recipe with fewer images at once, or with BatchNorm on parts of a batch, would be another training."""
+        size = self.config.batch_size // 2
+        while size and attempted(partial(self._one_step, step, size)) is None:
+            size //= 2
+        found = f"{size} images at once do: set training.batch_size={size}" if size else "not even one image does"
+        return InputError(
+            f"a step of {self.config.batch_size} images does not fit into the memory of {self.device} (step {step}); "
+            f"{found}, take narrower experts, or free memory and give the same command again",
+            key="training.batch_size",
+        )
+
+    def _one_step(self, step: int, most: int | None = None) -> None:
+        """`most` images of the step's batch, by default all."""
+        batches = {
+            stream: Batch(*(column[:most] for column in loader.batch(step))) for stream, loader in self.loaders.items()
+        }
         rng = Rng(derive_seed(self.seed, "step", step))
         # dropout and whatever else draws from torch's global state
         torch.manual_seed(rng.fold("global").seed)
@@ -174,9 +196,18 @@ class _Run:
         factor = lr_factor(self.config.schedule, step, self.total)
         with self._autocast():
             for update in self.state.method.updates(self.routed, batches, rng):
-                self._apply(update, step, factor)
+                self._apply(self._certified(update, batches, step), step, factor)
         if self.state.average is not None:
             self.state.average.update(self.state.model, step)
+
+    def _certified(self, update: Update, batches: Mapping[str, Batch], step: int) -> Update:
+        """The update with the loss that enlarges certificates, where that is on and the update moves its experts."""
+        settings = self.config.certified
+        if settings is None or certified_part(self.routed)[1] not in moving(update.player, self.players):
+            return update
+        rising = settings.warmup * self.total
+        progress = min(1.0, (step + 1) / rising) if rising else 1.0
+        return with_certified_loss(update, self.routed, batches[self.state.method.streams[0]], settings, progress)
 
     def _autocast(self) -> torch.autocast:
         # without its cache: that would go on with a weight's old value after the weight has moved within the step
