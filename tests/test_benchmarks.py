@@ -20,14 +20,14 @@ import tiny
 from phalanx.attacks import Attack
 from phalanx.data import ImageSet
 from phalanx.evaluation.model_parts import protocol_for
-from phalanx.routing import MixtureOfExperts
+from phalanx.routing import DualModel, MixtureOfExperts
 from phalanx.runs import Binding, Ledger, Verdict
 from phalanx.threat import ThreatModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SCRIPTS = (
     *("common", "dispatch", "dwf", "layers", "trained", "pgd", "autoattack", "rt_er", "closed_ranks", "seeds", "soft"),
-    *("thorough", "ledgers"),
+    *("thorough", "ledgers", "certified", "smoothing", "explanations"),
 )
 KEYS = {"schema", "benchmark", "what", "settings", "rounds", "measurements", "bars", "environment"}
 
@@ -328,6 +328,39 @@ def test_thorough_runs(scripts: SimpleNamespace, tmp_path: Path, monkeypatch: py
     check_shape(json.loads(path.read_text()))
 
 
+# -- smoothing -----------------------------------------------------------------------------------------------------
+
+
+def test_smoothing_runs(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script, data = scripts.smoothing, tiny.digits().test.first(4)
+    monkeypatch.setattr(script, "trained", lambda folder, recipe, seed, sets=(): tiny.mixture(2, seed=seed).eval())
+    monkeypatch.setattr(script, "STEPS", 2)
+    found = script.measure(tmp_path, data, [0, 1], [30, 40])
+    assert len(found) == 2 * (len(script.SIGMAS) + 1 + len(script.ALPHAS)) + len(script.SIGMAS)
+    assert all(len(runs) == 2 for runs in found.values())
+    lines = script.summary(found, 4)
+    assert len(lines) == len(found) - len(script.SIGMAS) and "± " in lines[0] and "s an image" in lines[0]
+    record = script.record(found, 4, [0, 1], [30, 40]).stamped().to_json()
+    check_shape(record)
+    assert record["benchmark"] == "smoothing" and len(record["bars"]) == 4
+
+
+def test_an_attack_that_leaves_the_radius_is_seen(scripts: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny.digits().test.first(15)
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        network[1].weight.normal_(0, 0.5)
+        answers = network(data.images(slice(None))).argmax(1).numpy()
+    own = ImageSet(data.pixels, answers, data.ids, data.levels)
+    model = MixtureOfExperts(None, [network]).eval()
+    found = scripts.smoothing.certify(model, own, 0.25, 300, "whole")[0]
+    inside = scripts.smoothing.broken(model, own, found)
+    assert inside["attacked"] >= 3 and inside["answered otherwise"] == 0
+    monkeypatch.setattr(scripts.smoothing, "INSIDE", 4.0)
+    assert scripts.smoothing.broken(model, own, found)["answered otherwise"] > 0
+
+
 # -- seeds ---------------------------------------------------------------------------------------------------------
 
 
@@ -412,6 +445,34 @@ def test_closed_ranks_runs(scripts: SimpleNamespace, tmp_path: Path) -> None:
     assert 1 <= written["measurements"]["mean reach"] < 2 and len(written["bars"]) == 4
 
 
+# -- certified -----------------------------------------------------------------------------------------------------
+
+
+def test_certified_runs_and_breaks_nothing(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certified = scripts.certified
+    for name, value in (("STEPS", 6), ("STARTS", 1), ("SURFACES", ("whole",))):
+        monkeypatch.setattr(certified, name, value)
+    # each gate and each norm once, and sizes of a test
+    chosen = {name: certified.SETTINGS[name] for name in ("L2, top-1", "Linf, soft")}
+    sets = ("model.options.hidden=[16]", "training.epochs=8", "model.experts=2", "validation.n=10")
+    record = certified.measure(tmp_path / "runs", [0], 24, chosen, (0.0,), sets)
+    written = json.loads(scripts.common.write_record(record, tmp_path).read_text())
+    check_shape(written)
+    for row in written["measurements"]["settings"].values():
+        assert row["attacked"] > 10 and row["broken"] == 0
+        assert row["clean"]["mean"] >= max(at["mean"] for at in row["certified"].values()) > 0
+    assert set(written["measurements"]["weight"]) == {"0.0"}
+    certified.picture(written["measurements"]["weight"], tmp_path / "weight.svg")
+    assert (tmp_path / "weight.svg").read_text().count("<path") > 10
+    # the attacks do break what is not certified
+    model = certified.trained(tmp_path / "runs", chosen["L2, top-1"].recipe, 0, (*chosen["L2, top-1"].sets, *sets))
+    images = certified.load_data("digits").test.first(24)
+    found = certified.certify(model, images, norm="L2")
+    assert certified.broken_within(model, images, found, 4.0) > 5
+
+
 # -- what is committed ---------------------------------------------------------------------------------------------
 
 
@@ -483,3 +544,26 @@ def test_a_ledger_is_read_by_column(scripts: SimpleNamespace, tmp_path: Path) ->
     assert reading.reach == {"n": 6, "reachable": 8} and reading.blame == {}
     with pytest.raises(SystemExit, match=r"nothing evaluated in .*: seed-0/two"):
         scripts.ledgers.collect(tmp_path, ["one", "two"])
+
+
+def test_the_explanations_are_means_over_seeds(
+    scripts: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    explained = scripts.explanations
+    models: dict[str, Any] = {name: tiny.mixture(2, 1, seed=place) for place, name in enumerate(("st", "at", "rt-er"))}
+    models["jtdmoe-0.7"] = DualModel(tiny.mixture(2, 1, seed=3), tiny.mixture(2, 1, seed=4), 0.7)
+    monkeypatch.setattr(explained, "load", lambda run: models[run.name])
+    monkeypatch.setattr(explained, "EPS", {"Linf": "3/16"})
+    monkeypatch.setattr("phalanx.workflow.as_printed._STEPS", 3)
+    record = explained.measure([tmp_path / "seed-0", tmp_path / "seed-1"], tiny.digits().test, lambda _: None)
+    found = record.measurements["constants"]["Linf"]
+    assert list(found) == ["ST", "AT", "RT-ER", "JTDMoE, robust half"] and record.rounds == 2
+    for numbers in found.values():
+        # the same models as other seeds
+        assert all(each["deviation"] == 0 for each in numbers.values())
+        assert numbers["expert slope, gradients"]["mean"] <= numbers["expert constant, upper bound"]["mean"]
+        assert 0 <= numbers["routes that hold at eps"]["mean"] <= 1
+    assert "| router constant, exact |" in explained.markdown(found)
+    printed = record.measurements["printed theorems"]["Linf"]
+    assert printed["ST"]["reachable experts, both classes"]["broken"]["mean"] == 0
+    assert explained.spread([1.0, 3.0]) == {"mean": 2.0, "deviation": 1.414}

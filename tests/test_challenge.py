@@ -120,6 +120,37 @@ def test_a_headline_falls_by_the_images_that_broke_and_by_no_others(run: Path, i
     assert (spec["count"], spec["external"], len(spec["sha256"])) == (N, True, 64) and spec["when"]
 
 
+def test_who_breaks_a_certified_image_has_disproved_the_certificate(run: Path, images: Path, phalanx: Run) -> None:
+    folder = evaluation_of(run)
+    record = {
+        "schema": 1,
+        "norm": "Linf",
+        "method": "crown",
+        "n": N,
+        "ids": list(range(N)),
+        "reasons": ["certified"] * N,
+        "radii": [0.0] * N,
+        "grid": [],
+        "vacuous": None,
+        "model_sha256": json.loads((folder / "evaluation.json").read_bytes())["model_sha256"],
+    }
+    false = run / "certificates" / "Linf-crown-best-30" / "certificates.json"
+    false.parent.mkdir(parents=True)
+    right = {row.sample for row in read_evaluation(folder / "ledger.sqlite").rows if row.predicted == row.label}
+    kept = ["certified" if sample in right else "misclassified" for sample in range(N)]
+    false.write_text(json.dumps({**record, "reasons": kept}))
+    # a radius of nothing contradicts nothing
+    assert submit(images, run, "alice").contradicted == ()
+    assert phalanx("report", run, "--out", run.parent / "page")[0] == 0
+    false.write_text(json.dumps({**record, "reasons": kept, "radii": [0.5] * N}))
+    code, out, err = phalanx("challenge", "submit", images, "--run", run, "--name", "alice")
+    assert code == 7 and "merged before" in out and "broke" in out
+    assert "certified within 0.5 (Linf, crown), but external:alice broke it at" in err
+    code, out, err = phalanx("report", run, "--out", run.parent / "page")
+    assert code == 7 and "contradicted" in err and "report:" in out
+    assert "contradicted" in (run.parent / "page" / "report.html").read_text()
+
+
 def test_a_few_images_leave_the_evaluation_finished(run: Path, images: Path, tmp_path: Path) -> None:
     folder = evaluation_of(run)
     before = read_evaluation(folder / "ledger.sqlite").summary

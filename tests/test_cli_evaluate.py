@@ -140,7 +140,7 @@ def test_someone_elses_model(phalanx: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         ([], "either a run's folder or --model"),
-        (["nowhere", "--model", "a:b"], "give one of them"),
+        (["nowhere", "--model", "a:b"], "and not both"),
         (["--model", "foreign_models:linear"], "--model needs --data"),
         (["nowhere", "--data", "digits"], "--data and --set are for --model"),
         (["nowhere", "--weights", "w.safetensors"], "a file goes with --model"),

@@ -140,7 +140,7 @@ def _adaptive(**options: Any) -> AdaptiveConfig:
         (lambda: AssembledConfig(experts=("a",)), "experts must name at least two runs, got 1"),
         (lambda: AssembledConfig(experts=("a", "b", "a")), "experts must be different runs, got one twice in a, b, a"),
         (lambda: AssembledConfig(experts=("a", "b"), top_k=3), r"top_k must be in 1\.\.experts=2 or 'all', got 3"),
-        (lambda: SynergyConfig(experts=1), "experts must be at least 2, got 1: one sub-model has nobody to work with"),
+        (lambda: SynergyConfig(experts=1), "experts must be at least 2, got 1"),
         (lambda: SynergyConfig(temperature=0), "temperature must be positive, got 0"),
         (lambda: LayersConfig(experts=0), "experts must be at least 1, got 0"),
         (lambda: LayersConfig(scale=0), r"scale must be in \(0, 1\], got 0"),
@@ -195,8 +195,10 @@ def test_finding_a_recipe(tmp_path: Path) -> None:
         find_recipe("digits")
     with pytest.raises(InputError, match=r"gone\.yaml does not exist; give a YAML file, or one of .*digits-at"):
         find_recipe(str(tmp_path / "gone.yaml"))
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is no regular file"):
         find_recipe(str(tmp_path))
+    with pytest.raises(InputError, match="no recipe is named ''"):
+        find_recipe("")
 
 
 def test_studies(tmp_path: Path) -> None:

@@ -535,7 +535,7 @@ def test_a_changed_study_in_the_same_folder_is_refused_by_key(
 
 def test_a_mistake_in_the_last_run_is_found_before_the_first_is_trained(tmp_path: Path) -> None:
     good, bad = _config(), _config("training.batch_size=101")
-    with pytest.raises(InputError, match="batch_size is 101"):
+    with pytest.raises(InputError, match="batch_size: is 101"):
         make_study(Plan("", "", {"good": good, "bad": bad}), tmp_path / "study", _quiet)
     assert not (tmp_path / "study/good").exists()
 

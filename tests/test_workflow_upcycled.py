@@ -140,7 +140,7 @@ def test_a_start_that_cannot_be_is_refused(base: Path, tmp_path: Path) -> None:
         (lambda: UpcycledConfig(start="a", experts=2, top_k=3), "top_k must be in 1..experts=2"),
         (lambda: RouterConfig(features="pixels"), "features is of a robust router, got a linear one; leave it out"),
         (lambda: RouterConfig(name="mlp", eps="1/8"), "eps is of a robust router, got a mlp one"),
-        (lambda: RouterConfig(name="robust", attempts=0), "attempts must be at least 1, got 0"),
+        (lambda: RouterConfig(name="robust", attempts=0), r"attempts must be in 1\.\.4096, got 0"),
         (lambda: RouterConfig(name="robust", eps="many"), "eps must be a number or a fraction"),
         (lambda: RouterConfig(name="robust", hidden=(8,)), "hidden cannot be set for a robust router"),
     ],

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from phalanx import attacks, data, experts, methods, routing
-from phalanx.certification import Certificate, certify
+from phalanx.certification import Certificate, SmoothedCertificate, certify, certify_smoothed
 from phalanx.data import DataConfig, ImageSet, Splits, load_data
 from phalanx.errors import InputError
 from phalanx.evaluation import Evaluation, Limits, validation
@@ -42,12 +42,14 @@ __all__ = [
     "MixtureOfExperts",
     "Route",
     "Run",
+    "SmoothedCertificate",
     "Splits",
     "ThreatModel",
     "TrainingConfig",
     "attacks",
     "build_expert",
     "certify",
+    "certify_smoothed",
     "data",
     "evaluate",
     "experts",
@@ -118,7 +120,7 @@ def train(
             "the model was built by hand, so its run could not be loaded again; give train(..., factory=...), "
             "a function without arguments that builds it, or use px.build_expert and px.LinearRouter"
         )
-    chosen, settings = _method(method, threat), _training(training, epochs)
+    chosen, settings = _method(method, threat), _training(training, epochs).within(threat)
     member = _protocol("pgd-10", threat).members[0]
     job = Trained(
         model=model,

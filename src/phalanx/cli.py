@@ -5,27 +5,31 @@ Nothing heavy is imported before a command runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from phalanx import __version__
-from phalanx.errors import PhalanxError
+from phalanx.errors import DiskError, InputError, PhalanxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from phalanx.config import DualView
+    from phalanx.config import DualView, EvaluationConfig
     from phalanx.report import Page
     from phalanx.threat import ThreatModel
     from phalanx.workflow import Reproduction
 
 EXIT_CODES = """Exit codes: 0 done, 2 wrong input, 3 training diverged, 4 a file is corrupt, 5 disk full or not
 writable, 6 the folder is in use, 7 a check of the numbers failed, 130 or 143 stopped by a signal after saving."""
+
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR)
 
 app = typer.Typer(
     name="phalanx",
@@ -143,6 +147,7 @@ def _study(
         made = list(pages.values())
     typer.echo(text)
     typer.echo(f"report: {files['report.html']}")
+    _refuse_contradicted(made)
     checked = [(row.label, row.honesty) for page in made for row in page.rows if row.honesty]
     _refuse_dishonest(sorted({f"{label}: {check}" for label, honesty in checked for check in honesty.failed}))
 
@@ -211,17 +216,18 @@ def train(recipe: RecipeArgument, set_: SetOption = None, out: OutOption = None,
     """Train one recipe into a run folder, or take it up again."""
     from phalanx.config import load_run
     from phalanx.console import ConsoleReporter
+    from phalanx.loading import placed
     from phalanx.runs import RunFolder
     from phalanx.workflow import train_run
 
-    config = load_run(recipe, tuple(set_ or ())).value
+    loaded = load_run(recipe, tuple(set_ or ()))
     folder = _out(out, recipe)
     if fresh:
         target = RunFolder(folder)
         with target.lock():
             target.clear()
-    with ConsoleReporter(folder.name) as reporter:
-        train_run(config, folder, reporter)
+    with ConsoleReporter(folder.name) as reporter, placed(loaded.sources):
+        train_run(loaded.value, folder, reporter)
     typer.echo(f"run: {folder}")
 
 
@@ -352,10 +358,10 @@ def evaluate(
     view = None if standard is None or run is None else _dual_view(standard, run, alpha or "picked")
     folder = out or evaluation_folder(run or Path(), settings, view)
     if model is not None and out is None:
-        folder = folder.with_name(f"{model.replace(':', '.')}-{folder.name}-{norm}-{eps.replace('/', '_')}")
+        folder = folder.with_name(_file_name(f"{model.replace(':', '.')}-{folder.name}-{norm}-{eps}"))
     if surrogate and out is None:
         names = "+".join(Path(name.replace(":", ".")).name for name in surrogate)
-        folder = folder.with_name(f"{folder.name}-from-{names}")
+        folder = folder.with_name(_file_name(f"{folder.name}-from-{names}"))
     with ConsoleReporter(model or folder.name if run is None else run.name) as reporter:
         try:
             if model is not None:
@@ -380,6 +386,11 @@ def evaluate(
     _refuse_dishonest([] if honesty is None else honesty.failed)
 
 
+def _file_name(text: str) -> str:
+    """`text` without what leads out of a folder."""
+    return text.replace("/", "_").replace("\0", "_")
+
+
 def _refuse_dishonest(failed: Sequence[str]) -> None:
     """Raises HonestyError where honesty checks failed: everything is written, and the headline says nothing."""
     from phalanx.errors import HonestyError
@@ -391,16 +402,26 @@ def _refuse_dishonest(failed: Sequence[str]) -> None:
         )
 
 
+def _refuse_contradicted(pages: Sequence[Page]) -> None:
+    """Raises HonestyError where an attack broke an image inside its certified radius: everything is written before."""
+    from phalanx.errors import HonestyError
+    from phalanx.report.threefold import contradicted
+
+    found = [text for page in pages for row in page.rows for text in contradicted(row.label, row.threefold)]
+    if found:
+        raise HonestyError("; ".join(found))
+
+
 def _check_subject(run: Path | None, model: str | None, data: str | None, weights: str, set_: list[str] | None) -> None:
     """Raises InputError unless a run or a model is named, with the options that belong to it."""
     from phalanx.errors import InputError
 
     if (run is None) == (model is None):
-        raise InputError("evaluate takes either a run's folder or --model MODULE:FUNCTION; give one of them")
+        raise InputError("give either a run's folder or --model MODULE:FUNCTION, and not both")
     if run is not None and weights not in ("best", "last"):
         raise InputError(f"--weights must be best or last, got {weights!r}; a file goes with --model")
     if run is not None and (data is not None or set_):
-        raise InputError("--data and --set are for --model: a run is evaluated on its own data, as its recipe says")
+        raise InputError("--data and --set are for --model: a run has its own data, as its recipe says")
     if model is not None and data is None:
         raise InputError("--model needs --data, such as digits or folder:PATH")
 
@@ -453,30 +474,146 @@ def attack(
 
 @app.command()
 def certify(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")],
+    run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run's folder; none with --model.")] = None,
     norm: Annotated[str, typer.Option(help="L2, Linf or L1.")] = "L2",
-    method: Annotated[str, typer.Option(help="auto (the best that applies), lipschitz, ibp or crown.")] = "auto",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="auto (the best that applies), lipschitz, ibp or crown; smoothing for the smoothed classifier."
+        ),
+    ] = "auto",
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
-    weights: Annotated[str, typer.Option(help="best (on validation) or last.")] = "best",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images looked at together; changes no radius.")] = 256,
+    weights: Annotated[
+        str, typer.Option(help="best (on validation) or last; with --model a .safetensors file.")
+    ] = "best",
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Images, or noisy copies of one, looked at together; changes no radius.")
+    ] = 256,
+    reachable: Annotated[
+        str | None,
+        typer.Option(help="When a linear router can reach an expert: pairwise or exact. [default: pairwise]"),
+    ] = None,
+    as_printed: Annotated[
+        bool,
+        typer.Option(
+            "--as-printed",
+            help="Attack the test images inside the radii that the dual-model paper's printed, UNSOUND theorems claim.",
+        ),
+    ] = False,
+    sigma: Annotated[
+        float | None, typer.Option(help="Smoothing: deviation of the noise, in pixel units of [0, 1]. [default: 0.25]")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Smoothing: noisy copies that estimate. [default: 10000]")] = None,
+    selection_samples: Annotated[
+        int | None, typer.Option(help="Smoothing: others, that pick the winner. [default: 100]")
+    ] = None,
+    confidence: Annotated[
+        float | None, typer.Option(help="Smoothing: of each image's certificate. [default: 0.999]")
+    ] = None,
+    smoothed: Annotated[
+        str | None, typer.Option(help="Smoothing: whole, or robust (half of a dual model). [default: whole]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Smoothing: of the noise. [default: 0]")] = None,
+    time_budget: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="Smoothing: stop after 90s, 10m or 1h30m; the same command goes on."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="MODULE:FUNCTION", help="Smooth the model that this function returns. Runs its code."),
+    ] = None,
+    data: Annotated[str | None, typer.Option(help="With --model: digits, folder:PATH or parquet:PATH.")] = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where to write. [default: RUN/certificates/NAME]")
     ] = None,
 ) -> None:
-    """Prove, for each test image of a run, a radius within which no attack changes a right answer."""
-    from phalanx.certification import certificate_text
+    """Prove, for each test image of a run, a radius within which no attack changes a right answer.
+
+    Smoothing certifies any model, averaged over Gaussian noise, in L2 and with high probability.
+    """
+    from phalanx.certification import certificate_text, smoothed_text
     from phalanx.config import EvaluationConfig
     from phalanx.console import ConsoleReporter
     from phalanx.errors import InputError
-    from phalanx.workflow import certify_run
+    from phalanx.workflow import attack_printed, certify_run, printed_text
 
+    settings = EvaluationConfig(n=n, weights="last" if weights == "last" else "best", batch_size=batch_size)
+    asked = {
+        "sigma": sigma,
+        "samples": samples,
+        "selection_samples": selection_samples,
+        "confidence": confidence,
+        "smoothed": smoothed,
+        "seed": seed,
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    if method == "smoothing":
+        if reachable is not None or as_printed:
+            option = "--as-printed" if as_printed else "--reachable"
+            raise InputError(f"{option} is not for --method smoothing, which reads no gate; leave it out")
+        _check_subject(run, model, data, weights, None)
+        file = None if model is None or weights == "best" else Path(weights)
+        subject = run if run is not None else (str(model), file, str(data))
+        folder, found = _smooth(subject, norm, settings, given, time_budget, out)
+        typer.echo("not finished; the same command goes on" if found is None else smoothed_text(found))
+        typer.echo(f"{'kept' if found is None else 'written'}: {folder}")
+        return
+    if given or time_budget is not None:
+        first = next(iter(given), "time_budget").replace("_", "-")
+        raise InputError(f"--{first} is for --method smoothing; leave it out")
+    if run is None or model is not None or data is not None:
+        raise InputError(f"--method {method} certifies a run: give its folder; --model is for --method smoothing")
     if weights not in ("best", "last"):
         raise InputError(f"--weights must be best or last, got {weights!r}")
-    settings = EvaluationConfig(n=n, weights="last" if weights == "last" else "best", batch_size=batch_size)
+    if as_printed:
+        if method != "auto" or reachable is not None:
+            raise InputError("--as-printed shows what the paper's theorems say: leave out --method and --reachable")
+        with ConsoleReporter(run.name) as reporter:
+            folder, record = attack_printed(run, settings, norm, out, reporter)
+        typer.echo(printed_text(record))
+        typer.echo(f"written: {folder / 'printed.json'}")
+        return
     with ConsoleReporter(run.name) as reporter:
-        folder, record = certify_run(run, settings, norm, method, out, reporter)
+        folder, record = certify_run(run, settings, norm, method, out, reporter, reachable=reachable or "pairwise")
     typer.echo(certificate_text(record))
     typer.echo(f"written: {folder / 'certificates.json'}")
+
+
+def _smooth(
+    subject: Path | tuple[str, Path | None, str],
+    norm: str,
+    settings: EvaluationConfig,
+    given: dict[str, Any],
+    time_budget: str | None,
+    out: Path | None,
+) -> tuple[Path, dict[str, Any] | None]:
+    """Of a run, or of a model, the file of its weights and its data: the folder, and its record once it is finished."""
+    from phalanx.certification import Smoothing
+    from phalanx.certification.smoothing import require_l2
+    from phalanx.console import ConsoleReporter
+    from phalanx.evaluation import parse_duration
+    from phalanx.threat import ThreatModel
+    from phalanx.workflow import foreign_settings, smooth_foreign, smooth_run, smoothed_folder
+
+    require_l2(norm)
+    smoothing = Smoothing(**given)
+    seconds = None if time_budget is None else parse_duration(time_budget)
+
+    def announce(message: str) -> None:
+        typer.echo(message, err=True)
+
+    if isinstance(subject, Path):
+        with ConsoleReporter(subject.name) as reporter:
+            return smooth_run(subject, settings, smoothing, out, reporter, seconds=seconds, announce=announce)
+    model, weights, data = subject
+    folder = out or smoothed_folder(Path(), settings, smoothing)
+    if out is None:
+        folder = folder.with_name(_file_name(f"{model.replace(':', '.')}-{folder.name}"))
+    asked = foreign_settings(data, ThreatModel(), smoothing.seed)
+    with ConsoleReporter(model) as reporter:
+        return smooth_foreign(
+            model, weights, folder, asked, settings, smoothing, reporter, seconds=seconds, announce=announce
+        )
 
 
 @app.command()
@@ -487,11 +624,13 @@ def selftest(
 ) -> None:
     """Plant known flaws in small models and show that each fools a plain attack and is caught here. Takes a minute."""
     from phalanx.console import ConsoleReporter
-    from phalanx.errors import HonestyError
+    from phalanx.errors import HonestyError, InputError
     from phalanx.runs import write_json
     from phalanx.workflow.compute import cpu_threads
     from phalanx.workflow.selftest import selftest as planted
 
+    if out is not None and not out.parent.is_dir():
+        raise InputError(f"--out {out}: there is no folder {out.parent}; make it, or choose another file")
     # models of a few thousand numbers: more threads would only wait for each other
     with ConsoleReporter("selftest") as reporter, cpu_threads(1):
         found = planted(progress=reporter.progress)
@@ -546,6 +685,7 @@ def report(
     typer.echo(terminal_table(page))
     for name, path in files.items():
         typer.echo(f"{'report' if name == 'report.html' else name}: {path}")
+    _refuse_contradicted([page])
 
 
 @recipes_app.command("list")
@@ -568,12 +708,12 @@ def recipes_show(
     import yaml
 
     from phalanx.config import find_recipe, is_study, load_run, load_study
-    from phalanx.loading import to_plain
+    from phalanx.loading import read_text, to_plain
     from phalanx.workflow import plan
 
     path = find_recipe(recipe)
     if not (resolved or set_):
-        typer.echo(path.read_text(encoding="utf-8"), nl=False)
+        typer.echo(read_text(path), nl=False)
         return
     overrides = tuple(set_ or ())
     if not is_study(path):
@@ -610,7 +750,8 @@ def data_check(data: DataArgument, set_: SetOption = None) -> None:
     with ConsoleReporter(data) as reporter:
         problems = check_source(data_config(data, tuple(set_ or ())), reporter.progress)
     if problems:
-        raise InputError("\n  ".join([f"{len(problems)} problems in {data}:", *problems]))
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        raise InputError("\n  ".join([f"{count} in {data}:", *problems]))
     typer.echo(f"{data}: nothing wrong")
 
 
@@ -667,7 +808,7 @@ def challenge_submit(
     weights: Annotated[Path | None, typer.Option(help="With --model: its .safetensors file.")] = None,
 ) -> None:
     """Judge somebody's adversarial images on the real model and merge them: robust accuracy can only fall."""
-    from phalanx.errors import InputError
+    from phalanx.errors import HonestyError, InputError
     from phalanx.workflow.challenge import submit
     from phalanx.workflow.evaluated import Foreign
 
@@ -676,6 +817,8 @@ def challenge_submit(
     foreign = None if model is None else Foreign(model, weights)
     done = submit(images, run, name, evaluation, foreign=foreign)
     typer.echo(done.text())
+    if done.contradicted:
+        raise HonestyError(f"{name} broke {done.disproved}: a certificate is unsound, or the verdict wrong")
 
 
 @challenge_app.command("list")
@@ -698,6 +841,12 @@ def main() -> None:
     except PhalanxError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        # wherever a path was first looked at
+        if error.filename is None or error.errno not in (*_DENIED, *_NO_PATH):
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}; give another path, or allow access", err=True)
+        sys.exit(DiskError.exit_code if error.errno in _DENIED else InputError.exit_code)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,9 @@ Anything else that escapes is a bug of ours and keeps its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class PhalanxError(Exception):
     """Base of every error that is reported as one message without a traceback."""
@@ -16,6 +19,21 @@ class InputError(PhalanxError, ValueError):
     """What the user gave is wrong: the message says what, where, and the way out."""
 
     exit_code = 2
+
+    def __init__(self, message: str, *, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+        """The setting it is about, dotted, as far as known where it is raised: see `about`."""
+
+
+@contextmanager
+def about(key: str) -> Iterator[None]:
+    """An InputError from inside is about the setting `key`, or about the one under it that it names itself."""
+    try:
+        yield
+    except InputError as error:
+        error.key = f"{key}.{error.key}" if error.key else key
+        raise
 
 
 class DivergedError(PhalanxError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,10 +20,11 @@ from phalanx.config import (
     UpcycledConfig,
 )
 from phalanx.data import Splits
-from phalanx.errors import CorruptError, InputError
+from phalanx.errors import CorruptError, InputError, PhalanxError
 from phalanx.experts import TIMM, TwoHeaded, build_backbone, build_expert, weights_sha256
 from phalanx.nn import preserved_rng, record, spec_of
 from phalanx.nn.masked import Masked, MaskedLayers, Phase, freeze_weights, mask_the_rest
+from phalanx.nn.memory import RoomForWeights, available_bytes
 from phalanx.routing import (
     AdaptiveSmoothing,
     DualModel,
@@ -44,6 +44,7 @@ from phalanx.routing import (
     fit_rows,
 )
 from phalanx.runs.atomic import render_json
+from phalanx.runs.canonical import parse_json
 from phalanx.runs.checkpoint import load_tensors
 from phalanx.runs.sidecar import read_protected, write_protected
 from phalanx.threat import ThreatModel
@@ -202,7 +203,9 @@ def masked_network(
     unread = {"scale": "model.scale", "scaled_stem": "model.convolutions"}
     unread |= {"routed_shortcuts": "model.convolutions"} if convolutions == "all" else {}
     for key in unread.keys() & options.keys():
-        raise InputError(f"model.options.{key} means nothing to a masked network; leave it out and set {unread[key]}")
+        raise InputError(
+            f"model.options.{key} means nothing to a masked network; leave it out and set {unread[key]}", key="options"
+        )
     network = build_backbone(backbone, MaskedLayers(scale, phase), **shape, mean=mean, std=std, **options)
     if convolutions == "all":
         mask_the_rest(network, scale, phase)
@@ -297,15 +300,31 @@ def _router(config: RouterConfig, data: Splits, num_experts: int, seed: int, thr
         return _fitted(config, data, num_experts, seed, threat or ThreatModel())
     options: dict[str, Any] = {"mean": list(data.mean), "std": list(data.std)}
     options |= {} if config.hidden is None else {"hidden": list(config.hidden)}
+    options |= {"norm": _lipschitz_norm(config, threat or ThreatModel())} if config.name == "lipschitz" else {}
     if config.groups is not None:
         return build_hierarchical(config.kind, data.shape, num_experts, groups=config.groups, **options)
     return build_router(config.kind, data.shape, num_experts, **options)
 
 
+def _lipschitz_norm(config: RouterConfig, threat: ThreatModel) -> str:
+    norm = config.norm or threat.norm
+    if norm == "L1":
+        raise InputError("model.router.norm: a lipschitz router is one in L2 or Linf, and the threat is L1; set norm")
+    return norm
+
+
+_fits: dict[tuple[object, ...], RobustRouter] = {}
+"""A study checks and trains many models behind one and the same router: each is fitted once in a process."""
+
+
 def _fitted(config: RouterConfig, data: Splits, num_experts: int, seed: int, threat: ThreatModel) -> RobustRouter:
     given = {key: value for key, value in config.fit_options.items() if value is not None}
-    images = data.train.images(fit_rows(len(data.train), seed))
-    return fit_robust_router(images, num_experts, config.threat_within(threat), seed=seed, **given)
+    threat = config.threat_within(threat)
+    key = (data.train.fingerprint, num_experts, threat, seed, tuple(given.items()))
+    if key not in _fits:
+        images = data.train.images(fit_rows(len(data.train), seed))
+        _fits[key] = fit_robust_router(images, num_experts, threat, seed=seed, **given)
+    return copy.deepcopy(_fits[key])
 
 
 def load_mixtures(runs: Mapping[str, Path]) -> dict[str, MixtureOfExperts]:
@@ -411,13 +430,26 @@ def read_description(run: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{run} holds no trained model: it has no {MODEL_NAME}; check the name, or train first")
     try:
-        description = json.loads(read_protected(path))
+        description = parse_json(read_protected(path))
         schema = int(description["schema"])
     except (ValueError, KeyError, TypeError):
         raise CorruptError(f"{path} is damaged: it is no description of a model; restore it from a copy") from None
     if schema > MODEL_SCHEMA:
         raise InputError(f"{path} has schema {schema}, this version reads up to {MODEL_SCHEMA}; use a newer phalanx")
     return dict(description)
+
+
+def _rebuilt(path: Path, spec: Mapping[str, Any]) -> nn.Module:
+    """`build` of what a file says, which need not be true."""
+    try:
+        with RoomForWeights(available_bytes(torch.device("cpu"))):
+            return build(spec)
+    except PhalanxError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CorruptError(
+            f"{path} describes no model that can be built ({type(error).__name__}: {error}); restore it from a copy"
+        ) from error
 
 
 def load(run: Path | str, *, weights: Weights = "best", factory: Callable[[], nn.Module] | None = None) -> nn.Module:
@@ -439,7 +471,7 @@ def load(run: Path | str, *, weights: Weights = "best", factory: Callable[[], nn
     if factory is None and description["spec"] is None:
         raise InputError(f"the model of {run} was built by hand; give load(..., factory=...) a function that builds it")
     with preserved_rng():
-        model = build(description["spec"]) if factory is None else factory()
+        model = _rebuilt(run / MODEL_NAME, description["spec"]) if factory is None else factory()
     tensors, _ = load_tensors(path)
     try:
         model.load_state_dict(tensors)

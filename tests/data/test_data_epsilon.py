@@ -14,7 +14,7 @@ from phalanx.data.describe import write_description
 from phalanx.data.epsilon import Separation, separation, written
 from phalanx.data.splits import ImageSet
 from phalanx.data.strip import strip
-from phalanx.errors import DiskError
+from phalanx.errors import InputError
 
 
 def images_of(values: list[int], labels: list[int], levels: int = 255) -> ImageSet:
@@ -85,5 +85,5 @@ def test_the_description_is_written_with_its_picture(tmp_path: Path, make_folder
     with Image.open(tmp_path / "out/perturbed.png") as picture:
         assert picture.format == "PNG"
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiskError, match="choose another folder with --out"):
+    with pytest.raises(InputError, match="choose another folder with --out"):
         write_description(data, tmp_path / "file")

@@ -24,7 +24,7 @@ from phalanx.data.config import NAMED
 from phalanx.data.describe import check_source
 from phalanx.data.named import SETS, Upstream, md5_of
 from phalanx.data.problems import DataProblems
-from phalanx.errors import CorruptError, DiskError, InputError
+from phalanx.errors import CorruptError, InputError
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +322,7 @@ def test_what_cannot_be_fetched_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(InputError, match="not to be had without an account"):
         fetch.fetch("imagenet")
     (tmp_path / "file").write_text("")
-    with pytest.raises(DiskError, match="--root"):
+    with pytest.raises(InputError, match="--root"):
         fetch.fetch("mnist", tmp_path / "file/x")
     monkeypatch.setitem(sys.modules, "torchvision.datasets.utils", None)
     with pytest.raises(InputError, match=r"pip install phalanx\[vision\]"):

@@ -20,7 +20,6 @@ from phalanx.evaluation.attribution import Attribution, attribute, has_choice
 from phalanx.evaluation.decomposition import Decomposition, decompose
 from phalanx.evaluation.experts import PartNumbers
 from phalanx.evaluation.ladder import rungs_of
-from phalanx.evaluation.share import Share
 from phalanx.experts import TwoHeaded, build_backbone, build_expert
 from phalanx.routing import (
     DualModel,
@@ -32,6 +31,7 @@ from phalanx.routing import (
     RoutedLayers,
     SynergyOfExperts,
 )
+from phalanx.runs.rate import Rate
 from phalanx.threat import ThreatModel
 
 
@@ -55,7 +55,7 @@ def taken_apart(model: Any, data: ImageSet = FIVE, standing: Any = (100, 104), *
 def test_every_number_of_a_planted_mixture(batch_size: int) -> None:
     # sums 24 and 18 of class 1, 18 (wrong), 13 and 8 of class 0; an attack moves them by 4
     found = taken_apart(planted(), batch_size=batch_size)
-    assert (found.attack, found.n, found.whole, found.missed) == ("pgd-20", 5, Share(2, 5), ())
+    assert (found.attack, found.n, found.whole, found.missed) == ("pgd-20", 5, Rate(2, 5), ())
     # 18 falls to 14, which is dark; 13 rises to 17, which is bright
     assert found.parts == (
         PartNumbers(
@@ -63,13 +63,13 @@ def test_every_number_of_a_planted_mixture(batch_size: int) -> None:
             experts=2,
             gates=1,
             top_k=1,
-            whole=Share(2, 5),
+            whole=Rate(2, 5),
             all=counts((5, 4, 2), (5, 3, 2)),
             own=counts((2, 2, 1), (3, 2, 2)),
             # 24 and 18 by expert 1, 8 by expert 0
-            held_route=Share(3, 5),
+            held_route=Rate(3, 5),
             # 24: both experts keep it
-            worst_route=Share(1, 5),
+            worst_route=Rate(1, 5),
             # expert 1 keeps 18 down to 14, expert 0 keeps 8
             best_route=ExpertCounts(5, 4, 3),
             # made on expert 0: 20, 14, (18), 17, 12; on expert 1: 20, 14, (18), (13), 12 where right when clean
@@ -85,8 +85,8 @@ def test_every_number_of_a_planted_mixture(batch_size: int) -> None:
     assert [rung.eps for rung in found.ladder] == pytest.approx([0, 1 / 32, 1 / 16, 1 / 8, 1 / 4])
     # 1 and 2 levels on the sum: 18 to 17 and 16, which goes to expert 0 and is a tie for it; 13 to 14 and 15
     assert [rung.accuracy.held for rung in found.ladder][:4] == [4, 4, 3, 2]
-    assert by_multiple["0"].gates[0].flipped == Share(0, 5)
-    assert by_multiple["1"].gates[0].flipped == Share(2, 5)
+    assert by_multiple["0"].gates[0].flipped == Rate(0, 5)
+    assert by_multiple["1"].gates[0].flipped == Rate(2, 5)
     # softmax of (1 - s, s - 1), s the sum in units
     p = [1 / (1 + math.exp(-2 * (level / 16 - 1))) for level in (24, 18, 18, 13, 8)]
     expected = -sum(q * math.log(q) + (1 - q) * math.log(1 - q) for q in p) / 5
@@ -97,14 +97,14 @@ def test_every_number_of_a_planted_mixture(batch_size: int) -> None:
 
 def test_what_an_evaluation_missed_is_said() -> None:
     found = taken_apart(planted(), standing=(100, 101, 103, 104))
-    assert found.whole == Share(4, 5) and found.missed == (101, 103)
+    assert found.whole == Rate(4, 5) and found.missed == (101, 103)
     # the lower bound knows of it
-    assert found.parts[0].whole == Share(2, 5) and found.parts[0].worst_route == Share(1, 5)
+    assert found.parts[0].whole == Rate(2, 5) and found.parts[0].worst_route == Rate(1, 5)
 
 
 def test_an_image_that_only_the_ledger_lost_is_held_by_no_route() -> None:
     found = taken_apart(planted(), standing=(104,))
-    assert found.parts[0].whole == Share(1, 5) and found.parts[0].worst_route == Share(0, 5)
+    assert found.parts[0].whole == Rate(1, 5) and found.parts[0].worst_route == Rate(0, 5)
     assert found.missed == ()
 
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ def evaluate(
 
 
 def fork(work: Callable[[], object]) -> int:
-    """The process id of a child that does `work`; it exits with 0, an error's exit code, or 99 for a bug."""
+    """The process id of a child that does `work`; it exits with 0, an error's exit code, 130 when it was hurried, or 99
+    for a bug."""
     sys.stdout.flush()
     sys.stderr.flush()
     pid = os.fork()
@@ -90,6 +91,9 @@ def fork(work: Callable[[], object]) -> int:
     except PhalanxError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         code = error.exit_code
+    except KeyboardInterrupt:
+        # as the command line ends then
+        code = 128 + signal.SIGINT
     except BaseException:
         traceback.print_exc()
     finally:
@@ -134,3 +138,29 @@ def kill_at_random(work: Callable[[Reporter], object], kills: int, most_steps: i
         assert status in (0, -signal.SIGKILL), f"{steps} steps and {seconds:.4f} s in, it ended with {status}"
         killed += status != 0
     return killed
+
+
+def signal_at_random(
+    work: Callable[[Reporter], object], signums: Sequence[int], most_steps: int, rng: random.Random
+) -> list[tuple[int, int, float]]:
+    """Starts `work` once for each signal and sends it to the child at most `most_steps` steps and 30 ms into its work:
+    the signal, the exit code, and the seconds from one to the other.
+    """
+    seen = []
+    for signum in signums:
+        reading, writing = os.pipe()
+        steps, seconds = rng.randint(1, most_steps), rng.uniform(0, 0.03)
+        pid = fork(lambda end=writing: work(_Steps(end)))
+        os.close(writing)
+        while steps > 0 and (done := os.read(reading, steps)):
+            steps -= len(done)
+        time.sleep(seconds)
+        os.kill(pid, signum)
+        started = time.monotonic()
+        # nobody reads: a full pipe must not hold up the child
+        while os.read(reading, 4096):
+            pass
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        seen.append((signum, code, time.monotonic() - started))
+        os.close(reading)
+    return seen

@@ -22,8 +22,8 @@ from phalanx.errors import CorruptError, InputError
 from phalanx.report import Page, RowSource, render_html, to_json
 from phalanx.report.analysis import MarginChange, margin_changes, read_analysis
 from phalanx.report.curves import Curves, ValidationPoint
-from phalanx.report.rate import Rate
 from phalanx.report.sections import across_rows, of_row
+from phalanx.runs.rate import Rate
 
 
 def _table(page: Page, title: str) -> tuple[tuple[str, ...], ...]:

@@ -10,7 +10,7 @@ from report_sample import config, epochs, make_evaluation, make_run, make_source
 from phalanx.errors import CorruptError, InputError
 from phalanx.report import Page, RowSource, build_page
 from phalanx.report.mixture import Mixture
-from phalanx.report.rate import Rate
+from phalanx.runs.rate import Rate
 
 
 def test_a_row_holds_what_the_folders_say(page: Page) -> None:

@@ -21,7 +21,7 @@ from report_sample import (
 from phalanx.errors import CorruptError, InputError
 from phalanx.report import RowSource, render_html, terminal_table, to_json
 from phalanx.report.mixture import Mixture
-from phalanx.report.rate import Rate
+from phalanx.runs.rate import Rate
 
 
 @pytest.fixture

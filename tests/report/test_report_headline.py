@@ -21,8 +21,8 @@ from report_sample import (
 
 from phalanx.report import Page, RowSource, render_html, terminal_table, to_json
 from phalanx.report.headline import column_of, minimum
-from phalanx.report.rate import Rate
 from phalanx.report.text import WIDTH
+from phalanx.runs.rate import Rate
 
 REPORTED = {"A": {"SA": 77.81, "RA": 69.09, "RA-E": 75.71, "RA-R": 59.0}}
 

@@ -6,7 +6,7 @@ import pytest
 from report_sample import make_source, page_of
 
 from phalanx.report import Page
-from phalanx.report.rate import Rate
+from phalanx.runs.rate import Rate
 
 
 def test_a_rate_carries_its_wilson_interval() -> None:

@@ -13,8 +13,8 @@ from phalanx.errors import CorruptError, InputError
 from phalanx.report import render_html, to_json
 from phalanx.report.queries import read_queries, read_targeted
 from phalanx.report.queries_section import query_plot, targeted_table, targeted_tables
-from phalanx.report.rate import Rate
 from phalanx.runs import write_json
+from phalanx.runs.rate import Rate
 
 CURVES: dict[str, Any] = {
     "schema": 1,

@@ -12,9 +12,9 @@ from report_sample import config, make_evaluation, make_run, page_of, spec
 from phalanx.errors import CorruptError, InputError
 from phalanx.report import RowSource, over_seeds, seeds_text, to_json, write_seeds_report
 from phalanx.report.findings import ONE_SEED
-from phalanx.report.rate import Rate
 from phalanx.report.seeds import SeedTable, Spread
 from phalanx.report.text import WIDTH
+from phalanx.runs.rate import Rate
 
 # 10 images, 8 of them right when clean: 5, 6 and 7 hold under pgd-50
 HELD = {0: "hhhhhbbb", 1: "hhhhhhbb", 2: "hhhhhhhb"}

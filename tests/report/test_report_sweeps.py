@@ -13,10 +13,10 @@ from report_sample import make_source, page_of, spec
 
 from phalanx.report import Page, render_html, terminal_table, to_json
 from phalanx.report.lines import headline_lines
-from phalanx.report.rate import Rate
 from phalanx.report.sections import outside_table
 from phalanx.report.sweeps import kind, printed_points, sweep_plot
 from phalanx.report.text import WIDTH
+from phalanx.runs.rate import Rate
 
 
 def fgsm(*radii: str, **changes: Any) -> dict[str, dict[str, Any]]:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from phalanx.report.rate import Rate
 from phalanx.report.words import clipped, listed, percent, plural, rated, shown
+from phalanx.runs.rate import Rate
 
 
 def test_numbers() -> None:

@@ -70,9 +70,14 @@ def test_a_really_full_disk(tiny_disk: Path) -> None:
     assert _names(tiny_disk) == ["a.bin"]
 
 
+@pytest.mark.parametrize("place", ["missing/a.txt", "file/a.txt", "a" * 300])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=rf"cannot write .*{place}: .*; choose another place"):
+        atomic.write_text(tmp_path / place, "text")
+
+
 def test_errors_that_are_not_the_disks_pass_through(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        atomic.write_text(tmp_path / "missing" / "a.txt", "text")
     with pytest.raises(OSError) as caught, atomic.disk_errors(tmp_path, 1):
         raise OSError(errno.EIO, "broken")
     assert not isinstance(caught.value, DiskError)

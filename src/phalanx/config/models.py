@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from phalanx.config.parts import Mix, Scalar, TwoHalves, check_alpha, check_gate
+from phalanx.config.parts import Mix, Scalar, TwoHalves, check_alpha, check_count, check_gate
 from phalanx.config.router import RouterConfig
 from phalanx.loading.layers import BELONGS_TO
 
@@ -20,7 +20,8 @@ class MixtureConfig:
 
     name: Literal["mixture"] = "mixture"
     expert: str = "small_cnn"
-    """"mlp", "small_cnn", "resnet18", timm's "timm:MODEL", or your own "module:factory"."""
+    """"mlp", "small_cnn", "resnet18", ..., "lipschitz_mlp" or "lipschitz_cnn" (made to be certified), timm's
+    "timm:MODEL", or your own "module:factory"."""
     experts: int = 4
     """How many experts."""
     options: Mapping[str, Scalar | tuple[int, ...]] = field(default_factory=dict, metadata={BELONGS_TO: "expert"})
@@ -33,8 +34,7 @@ class MixtureConfig:
     """Divides the router's scores inside the gate's softmax."""
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ValueError(f"experts must be at least 1, got {self.experts}")
+        check_count(self.experts)
         check_gate(self.top_k, self.experts, self.temperature)
         if not re.fullmatch(r"[A-Za-z_][\w.]*(:[A-Za-z_]\w*)?", self.expert):
             raise ValueError(f"expert must be a name or 'module:factory', got {self.expert!r}")
@@ -77,12 +77,11 @@ class LayersConfig:
     """What a top-1 gate's gradient follows: the selected expert's probability, or its score alone (AdvMoE's code)."""
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ValueError(f"experts must be at least 1, got {self.experts}")
+        check_count(self.experts)
         if not 0 < self.scale <= 1:
             raise ValueError(f"scale must be in (0, 1], got {self.scale}")
         check_gate(self.top_k, self.experts, self.temperature)
-        if self.router.name in ("hierarchical", "robust"):
+        if self.router.name in ("hierarchical", "robust", "lipschitz"):
             raise ValueError(f"router of a layer-level mixture cannot be {self.router.name}; choose another")
         if self.routers != "shared" and (self.router.name, self.router.hidden) != ("resnet20", None):
             raise ValueError(f"router is the shared one's kind and means nothing to routers {self.routers!r}; drop it")
@@ -230,8 +229,7 @@ class SynergyConfig:
     """Divides the logits inside the confidence."""
 
     def __post_init__(self) -> None:
-        if self.experts < 2:
-            raise ValueError(f"experts must be at least 2, got {self.experts}: one sub-model has nobody to work with")
+        check_count(self.experts, least=2)
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
@@ -259,8 +257,7 @@ class UpcycledConfig:
     """Divides the router's scores inside the gate's softmax."""
 
     def __post_init__(self) -> None:
-        if self.experts < 1:
-            raise ValueError(f"experts must be at least 1, got {self.experts}")
+        check_count(self.experts)
         check_gate(self.top_k, self.experts, self.temperature)
         if self.experts > 1:
             self.router.check_experts(self.experts)

@@ -10,12 +10,22 @@ Scalar = int | float | str | bool
 
 Mix = Literal["probabilities", "logits"]
 
+MAX_EXPERTS = 1024
+"""More are a mistake: building them would take longer than anybody waits."""
+
 
 def check_gate(top_k: int | Literal["all"], experts: int, temperature: float) -> None:
     if top_k != "all" and not 1 <= top_k <= experts:
         raise ValueError(f"top_k must be in 1..experts={experts} or 'all', got {top_k}; lower top_k or add experts")
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
+
+
+def check_count(experts: int, least: int = 1) -> None:
+    if experts < least:
+        raise ValueError(f"experts must be at least {least}, got {experts}")
+    if experts > MAX_EXPERTS:
+        raise ValueError(f"experts must be at most {MAX_EXPERTS}, got {experts}")
 
 
 def check_keep(keep: float) -> None:

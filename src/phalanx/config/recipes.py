@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 
 from phalanx.config.run import RunConfig
 from phalanx.config.study import ReproductionConfig, StudyConfig
 from phalanx.errors import InputError
-from phalanx.loading import Loaded, load_recipe
+from phalanx.loading import Loaded, load_recipe, read_text
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -38,9 +39,10 @@ def find_recipe(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if name and (path.suffix in {".yaml", ".yml"} or path.exists()):
         if not path.is_file():
-            raise InputError(f"recipe {name} does not exist; give a YAML file, or one of {', '.join(shipped)}")
+            what = "is no regular file" if path.exists() else "does not exist"
+            raise InputError(f"recipe {name} {what}; give a YAML file, or one of {', '.join(shipped)}")
         return path
     raise InputError(f"no recipe is named {name!r}; there are {', '.join(shipped)}, or give a path that ends in .yaml")
 
@@ -51,21 +53,29 @@ def is_study(path: Path) -> bool:
     while path not in met:
         met.add(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
             if re.search(r"^runs\s*:", text, re.MULTILINE):
                 return True
             extended = re.search(r"^extends\s*:\s*([^\s#]+)", text, re.MULTILINE)
             if extended is None:
                 return False
             path = find_recipe(extended[1].strip("'\""))
-        except (OSError, UnicodeDecodeError, InputError):
+        except InputError:
             return False
     return False
 
 
-def load_run(name: str, overrides: tuple[str, ...] = ()) -> Loaded[RunConfig]:
-    """The run configuration of a recipe with `--set` overrides. Raises RecipeErrors with every mistake at once."""
-    return load_recipe(RunConfig, find_recipe(name), overrides, extends=_extended)
+def load_run(
+    name: str, overrides: tuple[str, ...] = (), *, written: Mapping[str, str] | None = None
+) -> Loaded[RunConfig]:
+    """The run configuration of a recipe with `--set` overrides; `written` says where those stand that are a study's.
+
+    Raises RecipeErrors with every mistake at once, InputError for the recipe of a study.
+    """
+    path = find_recipe(name)
+    if is_study(path):
+        raise InputError(f"{name} is a study, not one run: phalanx run {name} makes it; name one of its recipes here")
+    return load_recipe(RunConfig, path, overrides, extends=_extended, written=written or {})
 
 
 def load_study(name: str) -> Loaded[StudyConfig]:

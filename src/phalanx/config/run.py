@@ -117,4 +117,6 @@ def bound_config(config: Mapping[str, Any]) -> dict[str, Any]:
     bound = {key: value for key, value in config.items() if key not in ("label", "evaluation")}
     # folders from before there was a choice do not speak of it
     training = {key: value for key, value in bound["training"].items() if (key, value) != ("sampling", "shuffled")}
-    return {**bound, "training": training}
+    training = {key: value for key, value in training.items() if (key, value) != ("certified", None)}
+    method = {key: value for key, value in bound["method"].items() if (key, value) != ("noise", 0.0)}
+    return {**bound, "training": training, "method": method}

@@ -194,7 +194,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         recorded = manifest.pop("sha256")
         schema = manifest["schema"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path, f"cannot be read ({error})") from error
     if (found := _sha256_json(manifest)) != recorded:
         raise _damaged(path, f"has sha256 {found}, expected {recorded}")

@@ -49,13 +49,15 @@ def describe(splits: Splits) -> dict[str, Any]:
 def write_description(splits: Splits, folder: Path) -> dict[str, Any]:
     """Writes description.json and perturbed.png, some training images at several radii, into `folder`; the description.
 
-    Raises DiskError.
+    Raises InputError where there can be no such folder, DiskError.
     """
     facts = describe(splits)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "description.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         strip(splits.train, separation(splits.train)).save(folder / "perturbed.png")
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} is a file, or below one; choose another folder with --out") from None
     except OSError as error:
         raise DiskError(f"{folder}: {error.strerror or error}; choose another folder with --out") from error
     return facts

@@ -30,6 +30,8 @@ def fetch(name: str, root: Path | None = None, tell: Tell = print) -> Path:
     folder = root or set_folder(name)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} is a file, or below one; choose another folder with --root") from None
     except OSError as error:
         raise DiskError(f"{folder}: {error.strerror or error}; choose another folder with --root") from error
     check_files(folder, files)

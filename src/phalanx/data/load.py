@@ -20,7 +20,7 @@ from phalanx.data.partition import SPLITS, partition
 from phalanx.data.problems import shown
 from phalanx.data.source import Source
 from phalanx.data.splits import ImageSet, Splits, check_labels, duplicates
-from phalanx.errors import InputError
+from phalanx.errors import InputError, about
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ def load_data(config: DataConfig | str = "digits", *, progress: Progress | None 
     damaged, DiskError if the cache cannot be written.
     """
     config = resolve(config, overrides)
-    raw = _read(config, progress)
-    labels = {name: images.labels for name, images in raw.splits.items()}
-    for name, values in labels.items():
-        check_labels(f"{raw.title}: {name}", values, len(raw.class_names))
+    with about("name"):
+        raw = _read(config, progress)
+        labels = {name: images.labels for name, images in raw.splits.items()}
+        for name, values in labels.items():
+            check_labels(f"{raw.title}: {name}", values, len(raw.class_names))
     parts = partition(raw.title, labels, raw.class_names, config)
     train, val, test = (raw.splits[parts[name].source].select(parts[name].rows) for name in SPLITS)
     mean, std = _normalisation(config, train)
@@ -64,7 +65,8 @@ def _normalisation(config: DataConfig, train: ImageSet) -> tuple[tuple[float, ..
         if given is not None and len(given) != channels:
             raise InputError(
                 f"data.{field} has {len(given)} values, but the images of {config.name} have {channels} "
-                f"{'channel' if channels == 1 else 'channels'}; give one value for each, or leave it out"
+                f"{'channel' if channels == 1 else 'channels'}; give one value for each, or leave it out",
+                key=field,
             )
     mean, std = train.mean_std()
     return config.mean or mean, config.std or std

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from phalanx.data.config import DataConfig
-from phalanx.errors import InputError
+from phalanx.errors import InputError, about
 from phalanx.rng import SampleRng, derive_seed
 
 Indices = NDArray[np.int64]
@@ -91,7 +91,8 @@ def partition(
     rows = {name: np.arange(len(values), dtype=np.int64) for name, values in labels.items()}
     train = labels["train"]
     held_out = [name for name in ("test", "val") if name not in labels]
-    _check_classes(title, train, class_names, 1 + len(held_out))
+    with about("name"):
+        _check_classes(title, train, class_names, 1 + len(held_out))
 
     parts = {name: Part(name, rows[name]) for name in labels}
     for position, name in enumerate(held_out):
@@ -115,7 +116,8 @@ def _limit_train(title: str, rows: Indices, labels: Indices, class_names: Sequen
     if limit < len(class_names):
         raise InputError(
             f"{title}: train_limit={limit} is fewer than one image for each of the {len(class_names)}"
-            f" classes; set it to {len(class_names)} or more"
+            f" classes; set it to {len(class_names)} or more",
+            key="train_limit",
         )
     return rows[stratified(labels[rows], limit, 0, config.seed, "data.train_limit")]
 

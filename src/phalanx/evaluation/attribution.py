@@ -18,7 +18,7 @@ from phalanx.evaluation.experts import choosing_parts
 from phalanx.evaluation.gates import routed_parts
 from phalanx.evaluation.protocols import Protocol
 from phalanx.evaluation.result import Evaluation
-from phalanx.evaluation.share import Share
+from phalanx.runs.rate import Rate
 from phalanx.runs.summary import external_attacks, held_samples
 
 SCHEMA = 1
@@ -65,7 +65,7 @@ def _counts(samples: Any) -> dict[str, int]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Share):
+    if isinstance(value, Rate):
         return value.to_json()
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}

@@ -21,8 +21,8 @@ from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
 from phalanx.evaluation.experts import Part, PartColumns, PartNumbers, choosing_parts, look, numbers
 from phalanx.evaluation.ladder import Rung, RungColumns, climb, rung, rungs_of
-from phalanx.evaluation.share import Share
 from phalanx.rng import SampleRng, derive_seed
+from phalanx.runs.rate import Rate
 from phalanx.threat import ThreatModel
 
 STEPS = 20
@@ -36,11 +36,11 @@ class Decomposition:
 
     attack: str
     n: int
-    whole: Share
+    whole: Rate
     """The ledger's worst case on these images."""
-    router: Share
+    router: Rate
     """RA-R: only the route is attacked, the experts of the search seeing the clean image; judged on the whole model."""
-    experts: Share
+    experts: Rate
     """RA-E: the route is held at that of the clean image while searching; judged on the whole model."""
     missed: tuple[int, ...]
     """Samples that the ledger counts as robust and that an image made here, within the threat, breaks."""
@@ -144,9 +144,9 @@ def _joined(
     return Decomposition(
         attack=name,
         n=len(images),
-        whole=Share.of(whole_N),
-        router=Share.of(router_N),
-        experts=Share.of(experts_N),
+        whole=Rate.of(whole_N),
+        router=Rate.of(router_N),
+        experts=Rate.of(experts_N),
         missed=tuple(sorted(images.ids[(whole_N & ~held_N).numpy()].tolist())),
         parts=tuple(measured),
         ladder=tuple(rung(multiple, attacks[multiple].threat.epsilon, columns) for multiple, columns in rungs.items()),

@@ -17,9 +17,9 @@ from phalanx.evaluation.alone import Alone, ExpertCounts, answer, attacked_alone
 from phalanx.evaluation.gates import first_choice, routed_parts
 from phalanx.evaluation.knocked_out import Without, cannot_go_without
 from phalanx.evaluation.oracle import oracle_verdicts
-from phalanx.evaluation.share import Share
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import MixtureOfExperts, Route, RoutedModel, RouteTree, SynergyOfExperts, leaves
+from phalanx.runs.rate import Rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,16 +79,16 @@ class PartNumbers:
     experts: int
     gates: int
     top_k: int | None
-    whole: Share
+    whole: Rate
     """What is known of it: held under the attack here and, for a whole model, in the ledger."""
     all: tuple[ExpertCounts, ...]
     """(E,) each expert alone on every image; of several gates, all that have such an expert forced to it."""
     own: tuple[ExpertCounts, ...] | None
     """(E,) on the images that a single gate, when clean, sends it as its first choice."""
-    held_route: Share | None
+    held_route: Rate | None
     """The clean image's expert attacked alone, image by image: the experts' robustness if no route could be changed. Of
     a gate that chooses one expert."""
-    worst_route: Share
+    worst_route: Rate
     """Held by the whole and by every expert alone: whatever expert an adversary chose. A lower bound, as far as the
     attack is strong, for one that chooses one expert."""
     best_route: ExpertCounts | None
@@ -192,11 +192,11 @@ def numbers(
         experts=part.experts,
         gates=part.gates,
         top_k=part.top_k,
-        whole=Share.of(held_N),
+        whole=Rate.of(held_N),
         all=expert_counts(everywhere_NE, columns.right_BE, columns.robust_BE),
         own=None if part.top_k is None else expert_counts(own_NE, columns.right_BE, columns.robust_BE),
-        held_route=Share.of((own_NE & columns.robust_BE).any(1)) if part.chooses_one else None,
-        worst_route=Share.of(held_N & columns.robust_BE.all(1)),
+        held_route=Rate.of((own_NE & columns.robust_BE).any(1)) if part.chooses_one else None,
+        worst_route=Rate.of(held_N & columns.robust_BE.all(1)),
         best_route=None if best_NN is None else ExpertCounts(n, *(int(column.sum()) for column in best_NN)),
         transfer=tuple(map(tuple, columns.transfer_BEE.sum(0).tolist())),
         transfer_whole=tuple(columns.whole_BE.sum(0).tolist()),

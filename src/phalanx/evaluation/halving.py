@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from phalanx.data import Batch
 from phalanx.errors import InputError
+from phalanx.nn.memory import attempted
 
 T = TypeVar("T")
 
@@ -29,7 +31,8 @@ class Halving:
         start, count = 0, len(batch.y)
         while start < count:
             size = self.size(count - start)
-            done = _attempted(work, Batch(*(column[start : start + size] for column in batch)))
+            piece = Batch(*(column[start : start + size] for column in batch))
+            done = attempted(partial(work, piece))
             if done is None:
                 # not where the error is at hand: it holds on to the tensors
                 self._halve(size)
@@ -44,16 +47,3 @@ class Halving:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._tell(f"{size} images do not fit into the memory; going on with {self._most} at a time")
-
-
-def _attempted(work: Callable[[Batch], T], piece: Batch) -> tuple[T] | None:
-    """The result, None where the memory did not suffice."""
-    try:
-        return (work(piece),)
-    except (torch.OutOfMemoryError, MemoryError):
-        return None
-    except RuntimeError as error:
-        # the CPU's allocator has no error of its own
-        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
-            raise
-        return None

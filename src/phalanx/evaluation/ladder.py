@@ -16,9 +16,9 @@ from phalanx.attacks import Attack
 from phalanx.data import Batch
 from phalanx.evaluation.alone import answer
 from phalanx.evaluation.gates import flips, gates_of
-from phalanx.evaluation.share import Share
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import gate_entropy
+from phalanx.runs.rate import Rate
 from phalanx.threat import parse_epsilon
 
 MULTIPLES = ("0", "1/4", "1/2", "1", "2")
@@ -30,7 +30,7 @@ class RungGate:
     """One gate at one radius."""
 
     name: str
-    flipped: Share
+    flipped: Rate
     """`held` of the n images are sent elsewhere than when they are clean, see `flips`."""
     entropy: float | None
     """Mean in nats of softmax(scores), over the images whose scores are finite; None without any."""
@@ -42,7 +42,7 @@ class Rung:
 
     multiple: str
     eps: float
-    accuracy: Share
+    accuracy: Rate
     gates: tuple[RungGate, ...]
 
 
@@ -97,8 +97,8 @@ def rung(multiple: str, eps: float, batches: Sequence[RungColumns]) -> Rung:
     return Rung(
         multiple,
         eps,
-        Share.of(held_N),
-        tuple(RungGate(name, Share.of(flipped_N), _mean(entropy_N)) for name, flipped_N, entropy_N in gates),
+        Rate.of(held_N),
+        tuple(RungGate(name, Rate.of(flipped_N), _mean(entropy_N)) for name, flipped_N, entropy_N in gates),
     )
 
 

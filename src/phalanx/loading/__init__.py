@@ -7,8 +7,21 @@ loaded.value, loaded.resolved, loaded.sources["training.epochs"]
 from __future__ import annotations
 
 from phalanx.loading.layers import to_plain
+from phalanx.loading.placing import placed
 from phalanx.loading.problems import Place, Problem, RecipeErrors
 from phalanx.loading.recipes import Extends, Loaded, load_recipe
+from phalanx.loading.strict_yaml import read_text
 from phalanx.loading.validation import schema
 
-__all__ = ["Extends", "Loaded", "Place", "Problem", "RecipeErrors", "load_recipe", "schema", "to_plain"]
+__all__ = [
+    "Extends",
+    "Loaded",
+    "Place",
+    "Problem",
+    "RecipeErrors",
+    "load_recipe",
+    "placed",
+    "read_text",
+    "schema",
+    "to_plain",
+]

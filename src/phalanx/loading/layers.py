@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import reduce
 from pathlib import PurePath
+from types import MappingProxyType
 from typing import Any
 
 from phalanx.loading.problems import DEFAULT, KeyPath, Place, Problem, RecipeErrors, shown
@@ -23,6 +24,9 @@ from phalanx.loading.tree import Node, Plain
 
 BELONGS_TO = "belongs_to"
 """In a field's metadata: the field whose value it is about, as the options of an expert are."""
+
+NOBODY: Mapping[str, str] = MappingProxyType({})
+"""Overrides that are all the command line's."""
 
 
 def layered(kind: type[Any], layers: Sequence[Node]) -> Node:
@@ -97,20 +101,21 @@ def _default(field: dataclasses.Field[Any]) -> object:
     return field.default
 
 
-def overrides_node(overrides: Sequence[str]) -> tuple[Node | None, list[Problem]]:
-    """The tree that `a.b=value` strings spell, the last of equal keys winning; None if there are none."""
+def overrides_node(overrides: Sequence[str], written: Mapping[str, str] = NOBODY) -> tuple[Node | None, list[Problem]]:
+    """The tree that `a.b=value` strings spell, the last of equal keys winning; None if there are none. `written` names
+    the source of those that are not the command line's."""
     tree: Node | None = None
     problems: list[Problem] = []
     for override in overrides:
-        node, found = _override_node(override)
+        node, found = _override_node(override, written.get(override, "--set"))
         problems += found
         if node is not None:
             tree = merged(Leaf(), tree, node)
     return tree, problems
 
 
-def _override_node(override: str) -> tuple[Node | None, list[Problem]]:
-    place = Place("--set", detail=override)
+def _override_node(override: str, source: str) -> tuple[Node | None, list[Problem]]:
+    place = Place(source, detail=override)
     key, equals, text = override.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not equals or not all(path) or len(path) > MAX_DEPTH or not encodable(key):
@@ -122,13 +127,13 @@ def _override_node(override: str) -> tuple[Node | None, list[Problem]]:
     return reduce(lambda node, part: Node({part: node}, place), reversed(path), value), problems
 
 
-def values_node(values: Mapping[str, object]) -> Node:
-    """The tree of a mapping that a program gives.
+def values_node(values: Mapping[str, object], said: str = "values") -> Node:
+    """The tree of a mapping that a program gives, all of it placed at `said`.
 
     Raises RecipeErrors for what no recipe can hold: an object of another type, a key that is no string,
     text that is not Unicode.
     """
-    place = Place("values")
+    place = Place(said)
     try:
         tree = node_of(values, place)
         for path, node in tree.walk():

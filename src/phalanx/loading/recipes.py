@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from phalanx.errors import InputError
-from phalanx.loading.layers import layered, overrides_node, to_plain, values_node
+from phalanx.loading.layers import NOBODY, layered, overrides_node, to_plain, values_node
 from phalanx.loading.problems import DEFAULT, Place, Problem, RecipeErrors, printable, shown
 from phalanx.loading.strict_yaml import read_yaml
 from phalanx.loading.tree import Node, without
@@ -39,6 +39,8 @@ def load_recipe(
     *,
     extends: Extends | None = None,
     values: Mapping[str, object] | None = None,
+    written: Mapping[str, str] = NOBODY,
+    values_are: str = "values",
 ) -> Loaded[T]:
     """The configuration of type `kind`, a frozen dataclass, that a recipe spells.
 
@@ -46,13 +48,15 @@ def load_recipe(
     `path`; `values`, a mapping that a program gives; `overrides`, each "section.key=value" with a YAML
     value. How they merge: `phalanx.loading.layers`. `extends` finds the file that a recipe names; without
     it, the name is a path from the folder of the recipe. Recipes may extend in a chain, never in a circle.
+    `written` says of overrides that are not the command line's where they stand, as "file:line",
+    and `values_are` what to call `values`.
 
     Raises RecipeErrors (an InputError, exit code 2) with every mistake found, in the order of the lines.
     """
     layers, problems = _read_chain(path, extends) if path is not None else ([Node({}, Place("recipe"))], [])
     if values is not None:
-        layers.append(values_node(values))
-    overriding, found = overrides_node(overrides)
+        layers.append(values_node(values, values_are))
+    overriding, found = overrides_node(overrides, written)
     problems += found
     if overriding is not None:
         layers.append(overriding)

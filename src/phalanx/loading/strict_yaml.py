@@ -84,8 +84,9 @@ def read_yaml(path: Path) -> tuple[Node, list[Problem]]:
     def place(line: int) -> Place:
         return Place(str(path), line)
 
+    text = read_text(path)
     try:
-        tree, problems = parse_yaml(_decode(_read_bytes(path)), place)
+        tree, problems = parse_yaml(text, place)
     except _NotReadable as error:
         raise RecipeErrors([Problem(place(error.line), (), str(error))]) from None
     if tree is None:
@@ -93,6 +94,14 @@ def read_yaml(path: Path) -> tuple[Node, list[Problem]]:
     if not isinstance(tree.value, dict):
         raise RecipeErrors([*problems, Problem(tree.place, (), _not_a_mapping(tree))])
     return tree, problems
+
+
+def read_text(path: Path) -> str:
+    """The text of the file at `path`. Raises RecipeErrors if it is no regular file, over 1 MB, or not UTF-8."""
+    try:
+        return _decode(_read_bytes(path))
+    except _NotReadable as error:
+        raise RecipeErrors([Problem(Place(str(path), error.line), (), str(error))]) from None
 
 
 def read_value(text: str, place: Place) -> tuple[Node | None, list[Problem]]:

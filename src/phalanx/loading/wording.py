@@ -188,7 +188,7 @@ def _did_you_mean(value: object, names: Sequence[str]) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        return math.isfinite(float(text))
+        return text.isascii() and math.isfinite(float(text))
     except ValueError:
         return False
 

@@ -1,19 +1,25 @@
-"""What a training step keeps in memory, before it is taken."""
+"""Memory: what a training step keeps in it, said before the step is taken; and what to do where it does not suffice."""
 
 # E experts
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from phalanx.errors import InputError
 from phalanx.nn.folding import fold_batchnorm
 from phalanx.nn.frozen import frozen, preserved_rng
+
+T = TypeVar("T")
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -30,6 +36,39 @@ def available_bytes(device: torch.device) -> int | None:
         return None
     found = re.search(r"^MemAvailable:\s+(\d+) kB$", MEMINFO.read_text(), re.MULTILINE)
     return None if found is None else int(found[1]) * 1024
+
+
+def attempted(work: Callable[[], T]) -> tuple[T] | None:
+    """What `work` gives, None where the memory did not suffice."""
+    try:
+        return (work(),)
+    except (torch.OutOfMemoryError, MemoryError):
+        return None
+    except RuntimeError as error:
+        # the CPU's allocator has no error of its own
+        if "can't allocate memory" not in str(error) and "not enough memory" not in str(error):
+            raise
+        return None
+
+
+class RoomForWeights(TorchFunctionMode):
+    """Inside, weights that would be more than `available` bytes are refused before they are allocated: a system that
+    promises memory it does not have would end the process when they are written. None refuses nothing."""
+
+    def __init__(self, available: int | None) -> None:
+        super().__init__()
+        self.left = math.inf if available is None else available
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        # what torch's layers make their parameters with
+        if func is torch.empty and args:
+            shape = args if isinstance(args[0], int) else args[0]
+            self.left -= 4 * math.prod(shape)
+            if self.left < 0:
+                raise InputError("its weights do not fit into the memory; take fewer or narrower experts")
+        return func(*args, **(kwargs or {}))
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:

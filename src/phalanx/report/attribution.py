@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from phalanx.errors import CorruptError
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields, read_record
+from phalanx.runs.rate import Rate
 
 CULPRITS = ("router", "expert", "both")
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from phalanx.report.attribution import Attribution, Part
 from phalanx.report.page import Notice, Row
-from phalanx.report.rate import Rate
 from phalanx.report.table import Table
 from phalanx.report.words import ABSENT, bounds, percent, plural, rated
+from phalanx.runs.rate import Rate
 
 
 def attribution_tables(found: Attribution | None) -> list[Table]:

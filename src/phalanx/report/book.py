@@ -11,9 +11,9 @@ from phalanx.errors import CorruptError, InputError
 from phalanx.report.columns import Faced
 from phalanx.report.headline import ATTACKED, AUTOATTACK, MINIMUM, WORST, column_of, minimum
 from phalanx.report.headline import CLEAN as CLEAN_COLUMN
-from phalanx.report.rate import Rate
 from phalanx.runs import Binding, Ledger, Verdict, summarise
 from phalanx.runs.headline import Challenge, challenges
+from phalanx.runs.rate import Rate
 from phalanx.runs.summary import (
     Key,
     aside_attacks,

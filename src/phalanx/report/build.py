@@ -21,6 +21,7 @@ from phalanx.report.page import UNTRAINED, Attack, ClassRates, Notice, Page, Row
 from phalanx.report.reach import read_reach
 from phalanx.report.records import flatten
 from phalanx.report.sweeps import sweeps
+from phalanx.report.threefold import contradicted
 from phalanx.runs import AttackSummary
 
 Reported = Mapping[str, Mapping[str, float]]
@@ -163,6 +164,9 @@ def _row(
         gallery=material.gallery,
         corruptions=material.corruptions,
         certificates=material.certificates,
+        threefold=material.threefold,
+        printed=material.printed,
+        smoothed=material.smoothed,
         curves=material.run.curves if material.run and material.kind is None else NO_CURVES,
         settings=_settings(material),
         data=_data(material),
@@ -272,7 +276,8 @@ def _notices(material: Material, row: Row) -> list[Notice]:
         for part, run in material.parts.items()
         for notice in training_notices(row.label, part, run.status, run.curves, run.metrics)
     ]
-    return [*trained, *evaluation_notices(row, planned), *attribution_notices(row), *honesty_notices(row)]
+    proofs = [Notice("fail", row.label, text) for text in contradicted(row.label, row.threefold)]
+    return [*trained, *evaluation_notices(row, planned), *attribution_notices(row), *honesty_notices(row), *proofs]
 
 
 def _gravest_first(notices: Iterable[Notice]) -> tuple[Notice, ...]:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.errors import CorruptError
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields, read_record
 from phalanx.report.table import Table
 from phalanx.report.words import ABSENT, plural, rated
 from phalanx.runs import Binding
+from phalanx.runs.proofs import Proof
+from phalanx.runs.rate import Rate
 from phalanx.runs.summary import radius
 
 CERTIFICATES_NAME = "certificates.json"
@@ -31,6 +32,8 @@ class Certificates:
     """At the radius that the model was attacked within; None in another norm."""
     vacuous: str
     """Why the bounds say nothing; empty where they do."""
+    proof: Proof
+    """Image by image."""
 
     def to_json(self) -> dict[str, Any]:
         """Counts by radius."""
@@ -55,15 +58,23 @@ def _read(record: Fields, binding: Binding) -> Certificates:
     radii, reasons = record.numbers("radii"), record.values.get("reasons")
     if not isinstance(reasons, list) or not len(radii) == len(reasons) == n:
         raise CorruptError(f"{record.where} should hold a radius and a reason for each of {n:,} images; certify again")
-    held = [at for at, reason in zip(radii, reasons, strict=True) if reason == "certified" and at is not None]
-    eps = radius(binding.eps)
+    ids = record.numbers("ids")
+    if len(ids) != n or None in ids or len({*ids}) != n:
+        raise CorruptError(f"{record.where}.ids should name each of {n:,} images once; certify again")
+    proved = {
+        int(sample): at
+        for sample, at, reason in zip(ids, radii, reasons, strict=True)
+        if reason == "certified" and at is not None and sample is not None
+    }
+    held, eps, method = proved.values(), radius(binding.eps), record.text("method")
     return Certificates(
         norm=norm,
-        method=record.text("method"),
+        method=method,
         n=n,
         grid=tuple((at.number("radius") or 0.0, _rate(at, n)) for at in record.items("grid")),
         at_eps=Rate(sum(at >= eps for at in held), n) if norm == binding.norm else None,
         vacuous=str(record.values.get("vacuous") or ""),
+        proof=Proof(norm, method, proved),
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.errors import CorruptError
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields, read_record
 from phalanx.report.table import Table
 from phalanx.report.words import percent, rated
+from phalanx.runs.rate import Rate
 from phalanx.runs.threats import Coverage
 
 TITLE = "Common corruptions"

@@ -9,8 +9,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields
+from phalanx.runs.rate import Rate
 
 LATE = 10
 """So many validations tell how steady a run was in the end."""

@@ -10,8 +10,8 @@ from markupsafe import Markup
 from phalanx.report.curves import Curves, ValidationPoint
 from phalanx.report.page import Attack, Page, Row, Tradeoff
 from phalanx.report.plots import Dot, Series, interval_plot, line_plot, load_plot
-from phalanx.report.rate import Rate
 from phalanx.report.words import ABSENT, bounds, percent, rated
+from phalanx.runs.rate import Rate
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from typing import Any
 from phalanx.report.curves import Curves
 from phalanx.report.mixture import Mixture
 from phalanx.report.page import UNTRAINED, Attack, Notice, Row
-from phalanx.report.rate import Rate
 from phalanx.report.words import bounds, listed, percent, plural
 from phalanx.runs import AttackSummary
+from phalanx.runs.rate import Rate
 from phalanx.runs.summary import radius
 
 SMALL_N = 1000

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from phalanx.report.lines import headline_lines, legend, remarks
 from phalanx.report.page import Page, Row
-from phalanx.report.rate import Rate
+from phalanx.runs.rate import Rate
 
 _FACTS = (
     "model", "method", "architecture", "alpha", "parameters", "active_parameters", "macs",
@@ -38,8 +38,13 @@ def to_csv(page: Page) -> str:
     writer.writerow([*_FACTS, *measured, *(f"{key}_reported_percent" for key in reported)])
     for row in page.rows:
         numbers = [value for key in columns for value in _numbers(row.columns.get(key))]
-        writer.writerow([*_facts(row), *numbers, *(row.reported.get(key, "") for key in reported)])
+        writer.writerow([*map(_cell, _facts(row)), *numbers, *(row.reported.get(key, "") for key in reported)])
     return table.getvalue()
+
+
+def _cell(value: object) -> object:
+    """`value`, quoted where a spreadsheet would take a text for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _facts(row: Row) -> Iterator[object]:

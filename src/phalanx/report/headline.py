@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from phalanx.report.rate import Rate
 from phalanx.runs.canonical import JSON
+from phalanx.runs.rate import Rate
 
 CLEAN, ATTACKED, AUTOATTACK, MINIMUM, WORST = "SA", "RA", "AA", "min", "worst"
 KEYS = (CLEAN, ATTACKED, "RA-E", "RA-R", "smooth", "RA-RMoE", "RA-SMoE", "steering", MINIMUM, AUTOATTACK, WORST)

@@ -24,14 +24,17 @@ from phalanx.report.lines import headline_lines, legend, remarks
 from phalanx.report.opening import headlines, opening
 from phalanx.report.page import Page, Row
 from phalanx.report.page_plots import of_row_plots, radius_plot, validation_plot
+from phalanx.report.printed import printed_table
 from phalanx.report.queries_section import query_plot, targeted_table, targeted_tables
-from phalanx.report.rate import Rate
 from phalanx.report.sections import across_rows, of_row, outside_table, released_table
+from phalanx.report.smoothed import smoothed_table
 from phalanx.report.sweeps import sweep_plot
 from phalanx.report.table import Table
 from phalanx.report.threats import challenges_table, threats_table
+from phalanx.report.threefold import threefold_table
 from phalanx.report.words import ABSENT, bounds, percent, plural, shown
 from phalanx.runs.canonical import JSON
+from phalanx.runs.rate import Rate
 
 _LOOSE = re.compile(r"(?<=Linf) (?=\d)|(?<=L[12]) (?=\d)|(?<=\d) (?=%)|(?<=%) (?=\[)|(?<=\d,) (?=[\d.]+\])")
 
@@ -89,6 +92,9 @@ def render_html(page: Page) -> str:
         certified=certificates_table(
             [(row.label, str(row.measurement["eps"]), row.worst, row.certificates) for row in page.rows]
         ),
+        threefold=threefold_table(page),
+        printed=printed_table([(row.label, row.printed) for row in page.rows]),
+        smoothed=smoothed_table([(row.label, row.smoothed) for row in page.rows]),
         corruptions=corruptions_table([(row.label, row.corruptions) for row in page.rows]),
         threats=threats_table(page),
         across=across_rows(page),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from phalanx.report.headline import WORST, Column
 from phalanx.report.page import Page, Row
-from phalanx.report.rate import Rate
 from phalanx.report.words import ABSENT, listed, percent, rated
+from phalanx.runs.rate import Rate
 
 MEASURED = "measured"
 REPORTED = "reported"

@@ -18,8 +18,11 @@ from phalanx.report.gallery import Gallery, read_gallery
 from phalanx.report.honesty import HONESTY_NAME, Honesty, read_honesty
 from phalanx.report.mixture import Mixture, mixtures_of
 from phalanx.report.page import FOREIGN
+from phalanx.report.printed import PrintedLine, read_printed
 from phalanx.report.queries import QueryCurves, Targeted, read_queries, read_targeted
 from phalanx.report.records import Fields, read_object, read_record
+from phalanx.report.smoothed import SmoothedRow, read_smoothed
+from phalanx.report.threefold import Threefold, read_threefold
 from phalanx.runs import Binding, RunFolder, read_metrics, verify_manifest
 from phalanx.runs.folder import RUN_NAME
 from phalanx.runs.manifest import MANIFEST_NAME
@@ -103,6 +106,9 @@ class Material:
     gallery: Gallery | None
     corruptions: Corruptions | None
     certificates: tuple[Certificates, ...]
+    threefold: Threefold | None
+    printed: tuple[PrintedLine, ...]
+    smoothed: tuple[SmoothedRow, ...]
     book: Book
     bound: Fields
     """Of a model made elsewhere what its evaluation is bound to; empty for a run."""
@@ -141,6 +147,7 @@ def read_material(source: RowSource) -> Material:
     evaluation = _read_evaluation(source.evaluation / EVALUATION_NAME, book.binding)
     if evaluation is not None:
         _check_view(evaluation, source)
+    certificates = read_certificates(source.run, book.binding)
     return Material(
         label=source.label,
         run=None if source.run is None else _read_training(source.run),
@@ -153,7 +160,10 @@ def read_material(source: RowSource) -> Material:
         honesty=read_honesty(source.evaluation / HONESTY_NAME),
         gallery=read_gallery(source.evaluation / GALLERY_NAME),
         corruptions=read_corruptions(source.evaluation / CORRUPTIONS_NAME),
-        certificates=read_certificates(source.run, book.binding),
+        certificates=certificates,
+        threefold=read_threefold(source.evaluation / LEDGER_NAME, certificates),
+        printed=read_printed(source.run, book.binding),
+        smoothed=read_smoothed(source.run, book.binding),
         book=book,
         bound=_bound(source.evaluation) if source.run is None else Fields("", {}),
     )

@@ -73,7 +73,7 @@ def _headline(row: Row, page: Page) -> Headline:
             _figure("Worst case over everything tried", row, "worst", "not attacked"),
             _figure("AutoAttack alone", row, AUTOATTACK, "not run as a whole"),
             _figure("Clean", row, "SA", ""),
-            *_certified(row),
+            *_threefold(row),
         ),
         protocol=_protocol(row, page),
         failed=any(notice.kind == "fail" and notice.label == row.label for notice in page.notices),
@@ -85,10 +85,11 @@ def _figure(name: str, row: Row, column: str, without: str) -> Figure:
     return Figure(name, ABSENT, without) if rate is None else Figure(name, f"{percent(rate.share)} %", bounds(rate))
 
 
-def _certified(row: Row) -> Iterator[Figure]:
-    for found in row.certificates:
-        if found.at_eps is not None:
-            yield Figure(f"Certified, {found.method}", f"{percent(found.at_eps.share)} %", bounds(found.at_eps))
+def _threefold(row: Row) -> Iterator[Figure]:
+    found = row.threefold
+    if found is not None:
+        parts = {"Broken": found.broken, "Certified": found.certified, "Undecided": found.undecided}
+        yield from (Figure(name, f"{percent(rate.share)} %", bounds(rate)) for name, rate in parts.items())
 
 
 def _protocol(row: Row, page: Page) -> str:

@@ -17,12 +17,15 @@ from phalanx.report.gallery import Gallery
 from phalanx.report.headline import WORST, Column
 from phalanx.report.honesty import Honesty
 from phalanx.report.mixture import Mixture
+from phalanx.report.printed import PrintedLine
 from phalanx.report.queries import QueryCurves, Targeted
-from phalanx.report.rate import Rate
 from phalanx.report.reach import Reach
+from phalanx.report.smoothed import SmoothedRow
+from phalanx.report.threefold import Threefold
 from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import JSON
 from phalanx.runs.headline import Challenge
+from phalanx.runs.rate import Rate
 from phalanx.runs.threats import Coverage
 
 UNTRAINED = "none"
@@ -126,6 +129,12 @@ class Row:
     """None where accuracy under them was not asked for."""
     certificates: tuple[Certificates, ...]
     """Of this very model."""
+    printed: tuple[PrintedLine, ...]
+    """What the printed theorems claim of it, attacked."""
+    threefold: Threefold | None
+    """None where no certificate is of the threat that it was attacked within."""
+    smoothed: tuple[SmoothedRow, ...]
+    """Of the classifiers that it makes when it is averaged over noise."""
     curves: Curves
     """Empty for a dual model put together from two runs."""
     settings: Mapping[str, JSON]

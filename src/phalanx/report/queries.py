@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.errors import CorruptError
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields, read_record
+from phalanx.runs.rate import Rate
 
 
 @dataclass(frozen=True)

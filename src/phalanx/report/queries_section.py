@@ -10,9 +10,9 @@ from phalanx.report.figures import Plot, banded
 from phalanx.report.page import Page, Row
 from phalanx.report.plots import line_plot
 from phalanx.report.queries import QueryCurve, Targeted
-from phalanx.report.rate import Rate
 from phalanx.report.table import Table
 from phalanx.report.words import ABSENT, percent, rated
+from phalanx.runs.rate import Rate
 
 MOST_CLASSES = 20
 """A matrix of more is not shown."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields
+from phalanx.runs.rate import Rate
 
 REACH_TITLE = "Routes that cannot be flipped"
 REACH_NOTE = (

@@ -9,11 +9,11 @@ from phalanx.report.analysis import Analysis, Gate, MarginChange
 from phalanx.report.counts import HEAD, NOT_COUNTED, NOTE
 from phalanx.report.curves import LATE
 from phalanx.report.page import Attack, MarginComparison, Page, Row
-from phalanx.report.rate import Rate
 from phalanx.report.reach import REACH_HEAD, REACH_NOTE, REACH_TITLE
 from phalanx.report.table import Table
 from phalanx.report.words import ABSENT, bounds, percent, plural, rated
 from phalanx.runs import AttackSummary
+from phalanx.runs.rate import Rate
 
 # -- all rows ------------------------------------------------------------------------------------------------------
 

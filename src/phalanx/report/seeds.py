@@ -11,9 +11,9 @@ from phalanx.errors import InputError
 from phalanx.report.findings import ONE_SEED
 from phalanx.report.headline import Column
 from phalanx.report.page import Notice, NoticeKind, Swept
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields
 from phalanx.report.words import listed, percent, plural
+from phalanx.runs.rate import Rate
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from phalanx.report.figures import Plot
 from phalanx.report.html import render
 from phalanx.report.lines import MEASURED, REPORTED, Line, legend, printed
 from phalanx.report.plots import Series, line_plot
-from phalanx.report.rate import Rate
 from phalanx.report.records import Fields
 from phalanx.report.seeds import SeedRow, SeedSweep, SeedTable, Spread
 from phalanx.report.sweeps import printed_points
@@ -21,6 +20,7 @@ from phalanx.report.table import Table
 from phalanx.report.text import aligned, wrapped
 from phalanx.report.threats import NOTE, TITLE, of_models
 from phalanx.report.words import ABSENT, listed, plural, rated
+from phalanx.runs.rate import Rate
 from phalanx.runs.threats import HOW
 
 SEEDS_SCHEMA = 1

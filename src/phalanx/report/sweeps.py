@@ -12,10 +12,10 @@ from phalanx.report.figures import Plot, banded
 from phalanx.report.lines import printed
 from phalanx.report.page import Attack, Page, Row, Sweep, Swept
 from phalanx.report.plots import Series, line_plot
-from phalanx.report.rate import Rate
 from phalanx.report.words import listed, rated
 from phalanx.runs import AttackSummary
 from phalanx.runs.canonical import canonical_json
+from phalanx.runs.rate import Rate
 from phalanx.runs.summary import radius
 
 FEWEST = 3

@@ -10,13 +10,15 @@ from phalanx import __version__
 from phalanx.report.analysis import MarginChange
 from phalanx.report.lines import headline_lines, legend, remarks
 from phalanx.report.page import Attack, MarginComparison, Page, Row, Sweep
-from phalanx.report.rate import Rate
+from phalanx.report.printed import printed_json
 from phalanx.report.sections import outside_table, released_table
 from phalanx.report.sweeps import kind
 from phalanx.report.text import aligned, wrapped
 from phalanx.report.threats import challenges_table, threats_text
+from phalanx.report.threefold import threefold_table
 from phalanx.report.words import ABSENT, bounds, percent, plural
 from phalanx.runs import AttackSummary
+from phalanx.runs.rate import Rate
 
 TABLE_SCHEMA = 1
 
@@ -41,6 +43,7 @@ def terminal_table(page: Page) -> str:
         "\n".join(_legend(page)),
         *_attack_by_attack(page),
         *_challenges(page),
+        *_threefold(page),
         aligned(
             ("model", "method", "architecture", "parameters", "largest load"),
             "lllrr",
@@ -96,6 +99,11 @@ def _outside(page: Page) -> list[str]:
 def _challenges(page: Page) -> list[str]:
     table = challenges_table(page)
     return [] if table is None else [f"{table.title}\n\n{aligned(table.head, 'lllrrrrr', table.lines)}"]
+
+
+def _threefold(page: Page) -> list[str]:
+    table = threefold_table(page)
+    return [] if table is None else [f"{table.title}\n\n{aligned(table.head, 'llrrrr', table.lines)}"]
 
 
 def _row_lines(row: Row, attacks: Sequence[Attack]) -> Iterator[tuple[str, ...]]:
@@ -197,6 +205,9 @@ def _row_json(row: Row, page: Page) -> dict[str, Any]:
         "honesty": None if row.honesty is None else row.honesty.to_json(),
         "corruptions": None if row.corruptions is None else row.corruptions.to_json(),
         "certificates": [found.to_json() for found in row.certificates],
+        "printed_unsound": printed_json(row.printed),
+        "threefold": None if row.threefold is None else row.threefold.to_json(),
+        "smoothed": [found.to_json() for found in row.smoothed],
         "gallery": None if row.gallery is None else row.gallery.to_json(),
         "settings": dict(row.settings),
         "data": dict(row.data),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from phalanx.report.page import Page, Row
-from phalanx.report.rate import Rate
 from phalanx.report.table import Table
 from phalanx.report.text import wrapped
 from phalanx.report.words import ABSENT, listed, percent, plural, rated
+from phalanx.runs.rate import Rate
 from phalanx.runs.summary import wilson
 from phalanx.runs.threats import HOW, Coverage
 

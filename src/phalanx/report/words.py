@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from phalanx.report.rate import Rate
 from phalanx.runs.canonical import JSON
+from phalanx.runs.rate import Rate
 
 ABSENT = "–"
 

@@ -24,6 +24,9 @@ from phalanx.runs.canonical import JSON
 FAILPOINT_VARIABLE = "PHALANX_FAILPOINT"
 
 _DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS})
+_NO_PLACE = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+)
 # SQLite puts its own suffixes behind the name of a database
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{16}(-journal|-wal|-shm)?")
 
@@ -62,10 +65,13 @@ def free_bytes(path: Path) -> int:
 
 @contextmanager
 def disk_errors(path: Path, needed: int) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a DiskError naming path, `needed` and free bytes."""
+    """Turn a full, read-only or forbidden disk into a DiskError naming path, `needed` and free bytes, and a path that
+    cannot be written, such as one under a file, into an InputError."""
     try:
         yield
     except OSError as error:
+        if error.errno in _NO_PLACE:
+            raise InputError(f"cannot write {path}: {os.strerror(error.errno)}; choose another place") from error
         if error.errno not in _DISK_ERRORS:
             raise
         raise DiskError(

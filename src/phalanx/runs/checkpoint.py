@@ -10,7 +10,6 @@ replaces `LATEST`, and only then removes older checkpoints.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from phalanx.runs.atomic import (
     write_new,
     write_text,
 )
-from phalanx.runs.canonical import JSON, canonical_json, non_finite
+from phalanx.runs.canonical import JSON, canonical_json, non_finite, parse_json
 from phalanx.runs.manifest import MANIFEST_NAME, FileRecord, render_manifest, verify_manifest
 from phalanx.runs.sidecar import read_protected, write_protected
 
@@ -99,9 +98,9 @@ def _render_group(group: str, tensors: Mapping[str, Tensor], metadata: Mapping[s
 def _parse_group(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         tensors: dict[str, Tensor] = parse_safetensors(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata: dict[str, str] = json.loads(header.get("__metadata__", {}).get(_METADATA, "{}"))
-    except (SafetensorError, ValueError, KeyError, AssertionError) as error:
+        header = parse_json(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata: dict[str, str] = parse_json(header.get("__metadata__", {}).get(_METADATA, "{}"))
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise CorruptError(f"{path} is no safetensors file: {error}; restore it from a copy") from error
     _check_schema(path, metadata.pop("schema", str(CHECKPOINT_SCHEMA)))
     return tensors, metadata
@@ -255,9 +254,13 @@ def _load(step: int, path: Path, notes: tuple[str, ...]) -> Checkpoint:
     }
     if STATE_NAME not in files:
         raise CorruptError(f"{path / MANIFEST_NAME} does not record {STATE_NAME}")
-    record = json.loads((path / STATE_NAME).read_bytes())
-    _check_schema(path / STATE_NAME, record["schema"])
-    return Checkpoint(step, tensors, record["state"], notes)
+    try:
+        record = parse_json((path / STATE_NAME).read_bytes())
+        schema, state = record["schema"], dict(record["state"])
+    except (ValueError, KeyError, TypeError):
+        raise CorruptError(f"{path / STATE_NAME} is damaged: it is no state of a run; restore it from a copy") from None
+    _check_schema(path / STATE_NAME, schema)
+    return Checkpoint(step, tensors, state, notes)
 
 
 def _latest_first(folder: Path) -> tuple[list[tuple[int, Path]], tuple[str, ...]]:

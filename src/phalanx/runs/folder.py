@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from phalanx import __version__
 from phalanx.errors import CorruptError, DivergedError, InputError, Interrupted
 from phalanx.runs.atomic import disk_errors, remove, remove_stray_temporaries, stray_temporaries, write_json
-from phalanx.runs.canonical import JSON, canonical_json, leaves, non_finite, sha256_json
+from phalanx.runs.canonical import JSON, canonical_json, leaves, non_finite, parse_json, sha256_json
 from phalanx.runs.lock import LOCK_NAME, RunLock, is_lock
 from phalanx.runs.manifest import MANIFEST_NAME, FileRecord, verify_manifest, write_manifest
 from phalanx.runs.paths import inside
@@ -99,7 +99,7 @@ class RunFolder:
         """The content of `run.json`. Raises InputError if there is none, CorruptError if it is damaged."""
         path = self.path / RUN_NAME
         try:
-            record = json.loads(path.read_bytes())
+            record = parse_json(path.read_bytes())
             status, schema = record["status"], record["schema"]
             sound = record["config_sha256"] == sha256_json(record["config"]) and status in get_args(Status)
         except (FileNotFoundError, NotADirectoryError):

@@ -9,7 +9,6 @@ WAL needs a local disk; on a cluster each writer has a ledger of its own, merged
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sqlite3
 import zlib
@@ -23,7 +22,7 @@ from urllib.parse import quote
 
 from phalanx.errors import CorruptError, DiskError, InputError, LockedError
 from phalanx.runs.atomic import disk_errors, failpoint, free_bytes, sync_folder, temporary_in
-from phalanx.runs.canonical import JSON, canonical_json, sha256_json
+from phalanx.runs.canonical import JSON, canonical_json, parse_json, sha256_json
 from phalanx.runs.sidecar import sidecar_path, verify_sidecar, write_sidecar
 from phalanx.runs.verdict import Outcome, Record, Verdict, canonical_record, worst_by_sample
 
@@ -219,7 +218,10 @@ class Ledger:
                     f"the ledger {self.path} is damaged: header entry {row_kind!r} {name!r} fails its CRC"
                 )
             if row_kind == kind:
-                entries[name] = json.loads(value)
+                try:
+                    entries[name] = parse_json(value)
+                except (ValueError, TypeError):
+                    raise CorruptError(f"the ledger {self.path} is damaged: header entry {name!r} is no JSON") from None
         return entries
 
     def _put(self, kind: str, name: str, value: Mapping[str, JSON]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import json
 import os
 import socket
 import time
@@ -14,6 +13,7 @@ from types import TracebackType
 
 from phalanx.errors import DiskError, InputError, LockedError
 from phalanx.runs.atomic import disk_errors, render_json
+from phalanx.runs.canonical import parse_json
 
 LOCK_NAME = "LOCK"
 _POLL_SECONDS = 0.02
@@ -44,7 +44,7 @@ class Owner:
     def parse(cls, content: bytes) -> Owner | None:
         """The owner that a lock file names; None for an empty or cut file."""
         try:
-            record = json.loads(content)
+            record = parse_json(content)
             return cls(str(record["host"]), int(record["pid"]), str(record["started"]))
         except (ValueError, TypeError, KeyError):
             return None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from phalanx.errors import CorruptError, InputError
 from phalanx.runs.atomic import render_json, sha256_file, write_bytes
-from phalanx.runs.canonical import JSON, sha256_json
+from phalanx.runs.canonical import JSON, parse_json, sha256_json
 from phalanx.runs.paths import inside
 
 MANIFEST_NAME = "MANIFEST.json"
@@ -59,10 +58,10 @@ def read_manifest(folder: Path, name: str = MANIFEST_NAME) -> dict[str, FileReco
 def _parse(path: Path, content: bytes) -> dict[str, FileRecord]:
     found = hashlib.sha256(content).hexdigest()
     try:
-        parsed = json.loads(content)
+        parsed = parse_json(content)
         schema, recorded = parsed["schema"], parsed["sha256"]
         files = {name: FileRecord(str(entry["sha256"]), int(entry["bytes"])) for name, entry in parsed["files"].items()}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise CorruptError(f"{path} is damaged: it is no manifest (sha256 of the file: {found})") from None
     if (
         isinstance(schema, int)

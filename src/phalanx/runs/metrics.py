@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from phalanx.errors import CorruptError
 from phalanx.runs.atomic import disk_errors, failpoint
-from phalanx.runs.canonical import JSON, canonical_json
+from phalanx.runs.canonical import JSON, canonical_json, parse_json
 
 NON_FINITE = "nonfinite"
 
@@ -49,7 +48,7 @@ def _sound_length(content: bytes) -> int:
     start = content.rfind(b"\n", 0, max(end - 1, 0)) + 1
     try:
         if end:
-            json.loads(content[start:end])
+            parse_json(content[start:end])
     except ValueError:
         return start
     return end
@@ -66,7 +65,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(content[: _sound_length(content)].split(b"\n")[:-1], start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:
             record = None
         if not isinstance(record, dict):

@@ -7,6 +7,12 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from phalanx.errors import InputError
 
 
+def not_through_links(run: Path, folder: Path) -> None:
+    """Raises InputError for a folder that is below `run` by its name and leads out of it through a link."""
+    if folder != run and folder.is_relative_to(run):
+        inside(run, folder.relative_to(run).as_posix())
+
+
 def inside(folder: Path, name: str) -> Path:
     """`folder / name`, for a relative `name` that cannot leave `folder`, neither by `..` nor through a link.
 

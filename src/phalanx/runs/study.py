@@ -9,7 +9,6 @@ and finishes run folders and writes `study.json`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -21,7 +20,7 @@ from typing import Literal, TypeAlias
 
 from phalanx.errors import CorruptError, InputError
 from phalanx.runs.atomic import remove_stray_temporaries, write_json
-from phalanx.runs.canonical import JSON, sha256_json
+from phalanx.runs.canonical import JSON, parse_json, sha256_json
 from phalanx.runs.folder import RUN_NAME, RunFolder
 from phalanx.runs.lock import LOCK_NAME, RunLock
 from phalanx.runs.manifest import read_manifest
@@ -169,7 +168,7 @@ class Study:
         if not path.exists():
             return {}
         try:
-            record = json.loads(path.read_bytes())
+            record = parse_json(path.read_bytes())
             schema, made_from = int(record["schema"]), record["made_from"]
             found = {
                 str(name): {str(need): str(sha) for need, sha in needs.items()} for name, needs in made_from.items()
@@ -213,7 +212,7 @@ def _ordered(nodes: Sequence[Node]) -> tuple[Node, ...]:
     by_name: dict[str, Node] = {}
     folded: set[str] = set()
     for node in nodes:
-        _check_name(node.name)
+        check_name(node.name)
         # some file systems do not tell upper from lower case
         if node.name.casefold() in folded:
             raise InputError(f"two runs of the study are named {node.name!r}; rename one")
@@ -232,7 +231,8 @@ def _ordered(nodes: Sequence[Node]) -> tuple[Node, ...]:
         raise InputError(f"the study's runs need each other in a circle: {' -> '.join(error.args[1])}") from None
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises InputError for what cannot be the name of a run's folder."""
     if not _NODE_NAME.fullmatch(name) or ".." in name or name.casefold() in _RESERVED:
         raise InputError(
             f"{name!r} cannot name a run: use letters, digits, '.', '_' and '-', starting with a letter or "

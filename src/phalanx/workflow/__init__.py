@@ -1,5 +1,6 @@
 """What a command does: the rooms put together. Each function makes, or takes up again, one folder."""
 
+from phalanx.workflow.as_printed import attack_printed, printed_text
 from phalanx.workflow.attacking import Attacked, attack_run
 from phalanx.workflow.certifying import certificates_folder, certify_run
 from phalanx.workflow.comparing import Comparison, compare
@@ -19,6 +20,7 @@ from phalanx.workflow.evaluating import (
 from phalanx.workflow.reporting import data_config, find_rows, report_on
 from phalanx.workflow.reproducing import Reproduction, reproduction, whole_study
 from phalanx.workflow.seeds import parse_seeds, report_over_seeds, seed_folder
+from phalanx.workflow.smoothing import smooth_foreign, smooth_run, smoothed_folder
 from phalanx.workflow.studies import Plan, default_workers, make_study, perform, plan
 from phalanx.workflow.training import Trained, prepare_run, run_config, train_into, train_run
 
@@ -33,6 +35,7 @@ __all__ = [
     "Plan",
     "Reproduction",
     "Trained",
+    "attack_printed",
     "attack_run",
     "certificates_folder",
     "certify_run",
@@ -53,12 +56,16 @@ __all__ = [
     "pick_device",
     "plan",
     "prepare_run",
+    "printed_text",
     "processor_name",
     "report_on",
     "report_over_seeds",
     "reproduction",
     "run_config",
     "seed_folder",
+    "smooth_foreign",
+    "smooth_run",
+    "smoothed_folder",
     "train_into",
     "train_run",
     "whole_study",

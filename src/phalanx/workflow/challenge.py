@@ -18,9 +18,11 @@ from phalanx.errors import HonestyError, InputError
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.evaluation.protocols import Member
 from phalanx.evaluation.rows import attack_rows
+from phalanx.report.certificates import read_certificates
 from phalanx.report.records import read_object
 from phalanx.runs import RunFolder, Verdict, summarise, wilson
 from phalanx.runs.headline import Challenge, challenges
+from phalanx.runs.proofs import Contradiction, contradictions
 from phalanx.workflow.attacking import CLOSE, answers, other_size
 from phalanx.workflow.compute import cpu_threads, now, pick_device
 from phalanx.workflow.evaluated import Evaluated, Foreign, evaluations, find_evaluation
@@ -58,13 +60,22 @@ class Outcome:
     challenge: Challenge
     merged: bool
     """False if the same file had been merged under this name before."""
+    contradicted: tuple[Contradiction, ...] = ()
+    """Certificates of the run that its images disprove: there must be none."""
+
+    @property
+    def disproved(self) -> str:
+        """How many images it broke inside their certified radius, and which certificate says what of the first."""
+        count = len({each.sample for each in self.contradicted})
+        return f"{count:,} certified image{'s' if count > 1 else ''} ({self.contradicted[0].text})"
 
     def text(self) -> str:
         """Lines for a terminal."""
         before, after = (_rated(held, self.standing.n) for held in (self.before, self.standing.robust))
         changed = f"worst case per image: {before} to {after}" if before != after else f"worst case per image: {after}"
         again = "" if self.merged else "; merged before, nothing was changed"
-        return f"{_line(self.challenge)}{again}\n{changed}\nevaluation: {self.standing.folder}"
+        lines = [f"{_line(self.challenge)}{again}", changed, f"evaluation: {self.standing.folder}"]
+        return "\n".join([*lines, *([f"broke {self.disproved}"] if self.contradicted else [])])
 
 
 def _line(done: Challenge) -> str:
@@ -119,7 +130,7 @@ def _submitted(target: RunFolder, subject: Evaluated, file: Path, name: str) -> 
     attack = f"external:{name}"
     if (known := book.attacks.get(attack)) is not None:
         if known.get("sha256") == taken.sha256:
-            return _outcome(target.path, attack, merged=False)
+            return _outcome(target.path, attack, subject, merged=False)
         raise InputError(
             f"{target.path} already has {attack!r}, of another file; what was merged stays: give another --name"
         )
@@ -137,12 +148,18 @@ def _submitted(target: RunFolder, subject: Evaluated, file: Path, name: str) -> 
         "when": now(),
     }
     merge(target, attack, spec, judged.rows, _npz(judged))
-    return _outcome(target.path, attack, merged=True)
+    return _outcome(target.path, attack, subject, merged=True)
 
 
 def standings(run: Path) -> list[Standing]:
-    """Every evaluation of a run, or the one in the folder, with what was submitted to it."""
-    return [_standing(folder) for folder in evaluations(run)]
+    """Every evaluation of a run, or the one in the folder, with what was submitted to it.
+
+    Raises InputError where there is none.
+    """
+    found = evaluations(run)
+    if not found:
+        raise InputError(f"{run} is not evaluated; run phalanx evaluate first")
+    return [_standing(folder) for folder in found]
 
 
 def _standing(folder: Path) -> Standing:
@@ -151,13 +168,16 @@ def _standing(folder: Path) -> Standing:
     return Standing(folder, found.n, found.robust, challenges(book.rows, book.attacks, aside=book.aside))
 
 
-def _outcome(folder: Path, attack: str, *, merged: bool) -> Outcome:
+def _outcome(folder: Path, attack: str, subject: Evaluated, *, merged: bool) -> Outcome:
     book = Book.of(folder)
     rest = {name: spec for name, spec in book.attacks.items() if name != attack}
     before = summarise([row for row in book.rows if row.attack != attack], aside=book.aside, attacks=rest)
     standing = _standing(folder)
     (own,) = (challenge for challenge in standing.challenges if challenge.attack == attack)
-    return Outcome(before.robust, standing, own, merged)
+    certified = [found for run in subject.runs.values() for found in read_certificates(run, book.binding)]
+    only = [row for row in book.rows if row.attack == attack]
+    wrong = contradictions(only, book.attacks, [found.proof for found in certified])
+    return Outcome(before.robust, standing, own, merged, wrong)
 
 
 # -- judging -------------------------------------------------------------------------------------------------------

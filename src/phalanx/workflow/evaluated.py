@@ -37,7 +37,9 @@ def evaluations(run: Path) -> list[Path]:
     """The folders of a run's evaluations; of an evaluation's folder that itself."""
     if (run / LEDGER_NAME).is_file():
         return [run]
-    beside = run.with_name(run.name + EVALUATION_SUFFIX) / LEDGER_NAME
+    # by its full path: "." has no name
+    whole = run.resolve()
+    beside = whole.with_name(whole.name + EVALUATION_SUFFIX) / LEDGER_NAME
     found = sorted(path.parent for path in run.glob(f"evaluations/*/{LEDGER_NAME}"))
     return [*found, *([beside.parent] if beside.is_file() else [])]
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from phalanx.config import AnyView, DualView, EvaluationConfig, RunConfig
 from phalanx.data import Splits
+from phalanx.errors import InputError
 from phalanx.evaluation import Evaluation
 from phalanx.loading import load_recipe, to_plain
 from phalanx.models import load, load_mixtures
@@ -127,8 +128,12 @@ def evaluate_view(
 def foreign_settings(data: str, threat: ThreatModel, seed: int, overrides: tuple[str, ...] = ()) -> RunConfig:
     """The settings under which someone else's model is evaluated: data, threat and seed, and of `overrides` device,
     threads and the data's own. Raises InputError."""
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        if key.partition(".")[0] not in ("data", "device", "threads"):
+            raise InputError(f"--set {override}: with --model only data.KEY, device and threads are read; leave it out")
     values = {"data": {"name": data}, "threat": to_plain(threat), "seed": seed}
-    return load_recipe(RunConfig, None, overrides, values=values).value
+    return load_recipe(RunConfig, None, overrides, values=values, values_are="--data").value
 
 
 def evaluate_foreign(

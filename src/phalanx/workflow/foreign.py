@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from phalanx.errors import InputError
-from phalanx.nn.factory import own_factory
+from phalanx.nn.factory import made_by, own_factory
 from phalanx.runs import sha256_file
 
 
@@ -18,7 +18,8 @@ def foreign_model(factory: str, weights: Path | None) -> nn.Module:
 
     Importing the module runs it: give only code that you trust. Raises InputError.
     """
-    made = own_factory(factory, f"--model {factory}", "a model")()
+    said = f"--model {factory}"
+    made = made_by(own_factory(factory, said, "a model"), said, "nothing")
     if not isinstance(made, nn.Module):
         raise InputError(f"--model {factory} must return a torch.nn.Module, got {type(made).__name__}")
     if weights is not None:

@@ -31,6 +31,7 @@ from phalanx.loading import to_plain
 from phalanx.nn import frozen
 from phalanx.routing import Counts, counts
 from phalanx.runs import RunFolder, Verdict, write_bytes, write_json
+from phalanx.runs.paths import not_through_links
 from phalanx.runs.threats import coverage
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter, Silent
@@ -133,6 +134,7 @@ def measure(
     """Measures into `folder`; None if that was finished already. The result says whether it is finished now."""
     for run in subject.runs:
         require_finished(run)
+        not_through_links(run, folder)
     target, reporter = RunFolder(folder), reporter or Silent()
     shard = conduct.limits.shard
     with cpu_threads(subject.settings.threads):

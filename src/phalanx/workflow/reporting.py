@@ -91,5 +91,5 @@ def report_on(
 def data_config(name: str, overrides: tuple[str, ...] = ()) -> DataConfig:
     """The data settings meant by "digits", "folder:PATH", "parquet:PATH" or a recipe, with `--set data.KEY=VALUE`."""
     if name == "digits" or name in NAMED or ":" in name:
-        return load_recipe(RunConfig, None, overrides, values={"data": {"name": name}}).value.data
+        return load_recipe(RunConfig, None, overrides, values={"data": {"name": name}}, values_are="DATA").value.data
     return load_run(name, overrides).value.data

@@ -62,6 +62,7 @@ def reproduction(name: str, scale: str, overrides: tuple[str, ...] = ()) -> Repr
         runs=part.runs,
         views=part.views,
         rows=part.rows,
+        sources=part.sources,
     )
     reported = {part.label(row): dict(printed) for row, printed in table.rows.items() if printed}
     return Reproduction(

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from types import FrameType
 
 from phalanx.errors import Interrupted
+from phalanx.training.signals import STOP_SIGNALS
 
 KEPT = "the verdicts of every finished batch are kept, the same command goes on"
 
 
 @contextmanager
 def stopped_by_signals(kept: str = KEPT) -> Iterator[None]:
-    """SIGINT and SIGTERM end the work at once and by name; `kept` says what there is of it."""
+    """A stop signal ends the work at once and by name; `kept` says what there is of it."""
 
     def stop(signum: int, frame: FrameType | None) -> None:
         del frame
@@ -24,7 +25,7 @@ def stopped_by_signals(kept: str = KEPT) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, stop) for signum in STOP_SIGNALS}
     try:
         yield
     finally:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from phalanx.config import (
     AnyView,
     EvaluationConfig,
     MixtureConfig,
     RunConfig,
     StudyConfig,
-    StudyRun,
     bound_config,
     find_recipe,
     is_study,
@@ -23,11 +24,12 @@ from phalanx.config import (
     load_study,
 )
 from phalanx.data import DataConfig, Splits, load_data
-from phalanx.errors import InputError
-from phalanx.loading import load_recipe, to_plain
+from phalanx.errors import InputError, about
+from phalanx.loading import Loaded, load_recipe, placed, to_plain
 from phalanx.loading.shapes import keys
 from phalanx.report import RowSource
 from phalanx.runs import Node, RunFolder, Study
+from phalanx.runs.study import check_name
 from phalanx.training import Reporter
 from phalanx.workers import WorkerPool
 from phalanx.workflow.compute import pick_device
@@ -58,6 +60,8 @@ class Plan:
     views: Mapping[str, AnyView] = field(default_factory=dict)
     rows: tuple[str, ...] = ()
     """Names of runs and views in the table's order; empty for all of them."""
+    sources: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """By run, where its settings were written, as `Loaded` says it."""
 
     @property
     def table(self) -> tuple[str, ...]:
@@ -104,24 +108,41 @@ def plan(name: str, overrides: tuple[str, ...] = ()) -> Plan:
     if not is_study(path):
         loaded = load_run(name, overrides)
         label = loaded.value.label or path.stem
-        return Plan(label, "", {path.stem: loaded.value})
-    study = load_study(name).value
-    runs = {run: study_run(study, made, overrides) for run, made in study.runs.items()}
-    return Plan(study.title or path.stem, study.description, runs, study.views, study.rows)
+        return Plan(label, "", {path.stem: loaded.value}, sources={path.stem: loaded.sources})
+    study = load_study(name)
+    for kind, names in (("runs", study.value.runs), ("views", study.value.views)):
+        for row in names:
+            with placed(study.sources), about(f"{kind}.{row}"):
+                check_name(row)
+    made = {run: _study_run(study, run, overrides) for run in study.value.runs}
+    return Plan(
+        study.value.title or path.stem,
+        study.value.description,
+        {run: loaded.value for run, loaded in made.items()},
+        study.value.views,
+        study.value.rows,
+        {run: loaded.sources for run, loaded in made.items()},
+    )
 
 
-def study_run(study: StudyConfig, made: StudyRun, overrides: tuple[str, ...]) -> RunConfig:
+def _study_run(study: Loaded[StudyConfig], name: str, overrides: tuple[str, ...]) -> Loaded[RunConfig]:
     """The configuration of one run of a study, with the study's settings, its own and the command line's.
 
     Settings of a mixture pass by a run whose model is of another kind and does not have them.
     """
-    missing = {*keys(MixtureConfig)} - {*keys(type(load_run(made.recipe, made.set).value.model))}
+    made, shared = study.value.runs[name], study.value.set
+    written = dict.fromkeys(shared, study.sources.get("set", ""))
+    written |= dict.fromkeys(made.set, study.sources.get(f"runs.{name}.set", ""))
+    with placed(study.sources), about(f"runs.{name}.recipe"):
+        own = load_run(made.recipe, made.set, written=written).value
+    missing = {*keys(MixtureConfig)} - {*keys(type(own.model))}
 
     def fits(setting: str) -> bool:
         section, _, key = setting.partition("=")[0].strip().partition(".")
         return not (section == "model" and key.partition(".")[0] in missing)
 
-    return load_run(made.recipe, (*filter(fits, study.set), *made.set, *filter(fits, overrides))).value
+    given = (*filter(fits, shared), *made.set, *filter(fits, overrides))
+    return load_run(made.recipe, given, written=written)
 
 
 # -- making it -----------------------------------------------------------------------------------------------------
@@ -190,8 +211,13 @@ def _clear(study: Study) -> None:
 
 def default_workers(plan: Plan) -> int:
     """Two processes where there is work for them and no GPU to share."""
-    on_gpu = any(pick_device(config.device).type != "cpu" for config in plan.runs.values())
+    on_gpu = any(_device(plan, name).type != "cpu" for name in plan.runs)
     return 1 if on_gpu or len(plan.runs) == 1 or (os.cpu_count() or 1) < 2 else 2
+
+
+def _device(plan: Plan, name: str) -> torch.device:
+    with placed(plan.sources.get(name, {})), about("device"):
+        return pick_device(plan.runs[name].device)
 
 
 def _threads(workers: int) -> int:
@@ -241,15 +267,17 @@ def _check_new(plan: Plan, folders: Mapping[str, Path], reporter_for: ReporterFo
     for name, config in plan.runs.items():
         if RunFolder(folders[name]).status() != "new":
             continue
-        with reporter_for(name) as reporter:
-            data = known.get(config.data) or known.setdefault(
-                config.data, load_data(config.data, progress=reporter.progress)
-            )
+        with reporter_for(name) as reporter, placed(plan.sources.get(name, {})):
+            with about("data"):
+                data = known.get(config.data) or known.setdefault(
+                    config.data, load_data(config.data, progress=reporter.progress)
+                )
+            device = _device(plan, name)
             parts = plan.made_of(name)
             if parts and set(parts.values()) <= plan.runs.keys():
                 check_unmade(config, {part_name(part): plan.runs[run] for part, run in parts.items()}, data)
             else:
-                prepare_run(config, pick_device(config.device), reporter, folders=folders, data=data)
+                prepare_run(config, device, reporter, folders=folders, data=data)
 
 
 def _row_source(plan: Plan, row: str, folder: Path) -> RowSource:

@@ -12,7 +12,7 @@ from phalanx.errors import InputError
 from phalanx.evaluation.transfer import Surrogate
 from phalanx.models import load
 from phalanx.nn import frozen
-from phalanx.nn.factory import own_factory
+from phalanx.nn.factory import made_by, own_factory
 from phalanx.workflow.training import require_finished
 
 
@@ -48,9 +48,10 @@ def _model(name: str) -> nn.Module:
     if not _is_factory(name):
         require_finished(Path(name), "surrogate")
         return load(Path(name))
-    made = own_factory(name, f"--surrogate {name}", "a model")()
+    said = f"--surrogate {name}"
+    made = made_by(own_factory(name, said, "a model"), said, "nothing")
     if not isinstance(made, nn.Module):
-        raise InputError(f"--surrogate {name} must return a torch.nn.Module, got {type(made).__name__}")
+        raise InputError(f"{said} must return a torch.nn.Module, got {type(made).__name__}")
     return made.eval()
 
 

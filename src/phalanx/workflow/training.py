@@ -14,6 +14,7 @@ from torch import nn
 
 from phalanx.config import (
     AdaptiveConfig,
+    AnyModel,
     AssembledConfig,
     DualConfig,
     LayersConfig,
@@ -25,7 +26,7 @@ from phalanx.config import (
     bound_config,
 )
 from phalanx.data import Splits, load_data
-from phalanx.errors import InputError
+from phalanx.errors import InputError, about
 from phalanx.evaluation import protocol, validation
 from phalanx.loading import load_recipe, to_plain
 from phalanx.methods import Method
@@ -44,10 +45,11 @@ from phalanx.models import (
     upcycle,
     weights_before,
 )
+from phalanx.nn.memory import RoomForWeights, available_bytes
 from phalanx.routing import AdaptiveSmoothing, DualModel, LayerMixture, MixtureOfExperts, SynergyOfExperts
 from phalanx.runs import RunFolder, write_json
 from phalanx.runs.sidecar import verify_sidecar
-from phalanx.training import BEST_NAME, Reporter, TrainingConfig, train
+from phalanx.training import BEST_NAME, Reporter, TrainingConfig, check_certified, train
 from phalanx.training.loop import Validate
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
 from phalanx.workflow.mask_from import begun_masked
@@ -147,7 +149,8 @@ def train_run(
     config: RunConfig, folder: Path, reporter: Reporter | None = None, *, folders: Folders | None = None
 ) -> None:
     """Trains what a recipe describes; `folders` are those of the study it belongs to."""
-    device = pick_device(config.device)
+    with about("device"):
+        device = pick_device(config.device)
 
     def prepare() -> Trained:
         return prepare_run(config, device, reporter, folders=folders)
@@ -167,24 +170,37 @@ def prepare_run(
     data: Splits | None = None,
 ) -> Trained:
     """Data, model, method and validation of a recipe. Raises InputError for whatever does not fit together."""
-    data = data or load_data(config.data, progress=None if reporter is None else reporter.progress)
+    with about("data"):
+        data = data or load_data(config.data, progress=None if reporter is None else reporter.progress)
     check_settings(config, data)
-    model, made_from = _build(config, data, folders or {})
+    with about("model"), RoomForWeights(available_bytes(torch.device("cpu"))):
+        model, made_from = _build(config, data, folders or {})
     method = config.method.within(config.threat)
-    method.check(model, data.num_classes)
-    check_memory(model, config, data, device)
+    with about("method"):
+        method.check(model, data.num_classes)
+    training = _checked_training(config, model, data)
+    with about("training.batch_size"):
+        check_memory(model, config, data, device)
     (validating,) = protocol(config.validation.protocol, config.threat).members
     images = data.val if config.validation.n is None else data.val.first(config.validation.n)
     return Trained(
         model=model.to(device),
         method=method,
         data=data,
-        training=config.training,
+        training=training,
         seed=config.run_seed,
         augment=config.data.augment,
         validate=validation(images, validating.attack, seed=config.run_seed),
         made_from=made_from,
     )
+
+
+def _checked_training(config: RunConfig, model: Buildable, data: Splits) -> TrainingConfig:
+    training = config.training.within(config.threat)
+    if training.certified is not None:
+        with about("training.certified"):
+            check_certified(model, data.shape)
+    return training
 
 
 def check_settings(config: RunConfig, data: Splits) -> None:
@@ -193,13 +209,16 @@ def check_settings(config: RunConfig, data: Splits) -> None:
     halves = mixing or isinstance(config.model, DualConfig)
     single = {"validation.protocol": config.validation.protocol, "evaluation.analysis": config.evaluation.analysis}
     for key, name in single.items():
-        if name is not None and len(protocol(name, config.threat, halves=halves, mixing=mixing).members) > 1:
-            raise InputError(f"{key} must be one attack, got {name!r}, which is several")
-    protocol(config.evaluation.protocol, config.threat, halves=halves, mixing=mixing)
+        with about(key):
+            if name is not None and len(protocol(name, config.threat, halves=halves, mixing=mixing).members) > 1:
+                raise InputError(f"{key} must be one attack, got {name!r}, which is several")
+    with about("evaluation.protocol"):
+        protocol(config.evaluation.protocol, config.threat, halves=halves, mixing=mixing)
     if config.training.batch_size > len(data.train):
         raise InputError(
             f"training.batch_size is {config.training.batch_size}, but {data.name} has {len(data.train)} training "
-            "images; lower it"
+            "images; lower it",
+            key="training.batch_size",
         )
 
 
@@ -211,22 +230,32 @@ def check_unmade(config: RunConfig, parts: Mapping[str, RunConfig], data: Splits
     check_settings(config, data)
     models: dict[str, MixtureOfExperts] = {}
     begun = None
-    for name, settings in parts.items():
-        if settings.data != config.data:
-            raise InputError(f"the {name} is trained on other data than the model made of it; give both the same data")
-        if name == ROUTER:
-            begun = new_router(check_planned_router(config, settings), data, settings.run_seed, settings.threat)
-            continue
-        if isinstance(settings.model, MaskedConfig):
-            models[name] = build_masked(settings.model, data, settings.run_seed)
-            continue
-        if not isinstance(settings.model, MixtureConfig):
-            raise InputError(f"the {name} must be a mixture, not made of other runs itself; name another run")
-        models[name] = build_mixture(settings.model, data, settings.run_seed, settings.threat)
     folders = {part_name(part): Path(run) for part, run in config.model.made_of.items()}
-    model = _put_together(config, folders, models, data, begun)
-    config.method.within(config.threat).check(model, data.num_classes)
-    check_memory(model, config, data, pick_device(config.device))
+    for (name, settings), run in zip(parts.items(), config.model.made_of.values(), strict=True):
+        with about(f"model.{_key_of(config.model, run)}"):
+            if settings.data != config.data:
+                raise InputError(f"the {name} is trained on other data than the model made of it; give both the same")
+            if name == ROUTER:
+                begun = new_router(check_planned_router(config, settings), data, settings.run_seed, settings.threat)
+            else:
+                with RoomForWeights(available_bytes(torch.device("cpu"))):
+                    models[name] = _stand_in(name, settings, data)
+    with about("model"):
+        model = _put_together(config, folders, models, data, begun)
+    with about("method"):
+        config.method.within(config.threat).check(model, data.num_classes)
+    _checked_training(config, model, data)
+    with about("training.batch_size"):
+        check_memory(model, config, data, pick_device(config.device))
+
+
+def _stand_in(name: str, settings: RunConfig, data: Splits) -> MixtureOfExperts:
+    """The untrained model of a run that others are made of."""
+    if isinstance(settings.model, MaskedConfig):
+        return build_masked(settings.model, data, settings.run_seed)
+    if not isinstance(settings.model, MixtureConfig):
+        raise InputError(f"the {name} must be a mixture, not made of other runs itself; name another run")
+    return build_mixture(settings.model, data, settings.run_seed, settings.threat)
 
 
 def _build(config: RunConfig, data: Splits, folders: Folders) -> tuple[Buildable, dict[str, str]]:
@@ -241,9 +270,10 @@ def _build(config: RunConfig, data: Splits, folders: Folders) -> tuple[Buildable
     if isinstance(model, SynergyConfig):
         return build_synergy(model, data, config.run_seed), weights_before(model)
     runs = {part_name(name): folders.get(run, Path(run)) for name, run in model.made_of.items()}
-    for name, run in runs.items():
-        require_finished(run, f"model: the {name}")
-        refuse_other_data(run, data)
+    for (name, run), given in zip(runs.items(), model.made_of.values(), strict=True):
+        with about(_key_of(model, given)):
+            require_finished(run, f"model: the {name}")
+            refuse_other_data(run, data)
     weights = [verify_sidecar(run / BEST_NAME) for run in runs.values()]
     made_from = dict(zip(model.made_of, weights, strict=True))
     if ROUTER in runs:
@@ -251,6 +281,11 @@ def _build(config: RunConfig, data: Splits, folders: Folders) -> tuple[Buildable
     models = load_mixtures(runs)
     begun = models.pop(ROUTER).router if ROUTER in models else None
     return _put_together(config, runs, models, data, begun), made_from
+
+
+def _key_of(model: AnyModel, run: str) -> str:
+    """The key of the model's section that names a run it is made of."""
+    return next(key for key, value in vars(model).items() if run in (value if isinstance(value, tuple) else (value,)))
 
 
 def part_name(name: str) -> str:
@@ -289,6 +324,8 @@ def _put_together(
 def require_finished(run: Path, what: str = "") -> None:
     """Raises InputError for a run that may still change, CorruptError for one that is damaged."""
     folder = RunFolder(run)
+    if run.exists():
+        folder.record()
     status = folder.status()
     if status != "finished":
         # its best weights so far may still change, and what is made of them would outlive them
