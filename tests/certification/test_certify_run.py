@@ -121,3 +121,31 @@ def test_mistakes_are_told(phalanx: Run, run: Path, arguments: tuple[str, ...], 
 def test_a_run_that_is_not_there(phalanx: Run, tmp_path: Path) -> None:
     code, _, err = phalanx("certify", tmp_path / "none")
     assert code == 2 and "does not exist" in err
+
+
+TINY = ["--set", "training.epochs=1", "--set", "data.train_limit=200", "--set", "validation.n=20"]
+
+
+def test_a_recipe_that_says_so_is_certified_and_its_headline_is_threefold(phalanx: Run, tmp_path: Path) -> None:
+    asked = ["--set", "threat.eps=1/64", "--set", "evaluation.n=20", "--set", "evaluation.protocol=pgd-2"]
+    told = ["run", "digits-at", "--out", tmp_path, *TINY, *asked, "--set", "evaluation.checks=0"]
+    code, _, err = phalanx(*told, "--set", "evaluation.certify=ibp")
+    assert code == 0, err
+    record = json.loads((tmp_path / "digits-at/certificates/Linf-ibp-best-20/certificates.json").read_text())
+    assert len(record["radii"]) == 20
+    (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
+    parts = row["threefold"]
+    assert parts["broken"] + parts["certified"] + parts["undecided"] == parts["n"] == 20
+    # what is bound to certificates is not read as if there were none
+    code, _, err = phalanx(*told)
+    assert code == 2 and "certify" in err
+
+
+def test_what_has_no_bound_is_refused_before_it_is_trained(phalanx: Run, tmp_path: Path) -> None:
+    asked = ["--set", "model.router.name=cnn", "--set", "evaluation.certify=auto", "--set", "model.experts=2"]
+    layered = ["train", "digits-advmoe", "--out", tmp_path / "a", *TINY, "--set", "evaluation.certify=auto"]
+    code, _, err = phalanx(*layered)
+    assert code == 2 and "evaluation.certify" in err and "layers are routed one by one" in err
+    assert not (tmp_path / "a").exists()
+    code, _, err = phalanx("train", "digits-at", "--out", tmp_path / "b", *TINY, *asked)
+    assert code == 0, err

@@ -100,6 +100,12 @@ def lipschitz_constants(model: nn.Module, shape: tuple[int, ...], norm: str) -> 
     return {network.name: network.lipschitz for mixture in read.mixtures for network in mixture.networks}
 
 
+def check_certifiable(model: nn.Module, shape: tuple[int, ...], norm: str) -> None:
+    """Raises InputError, naming the layer and its path or the reason, for a model in evaluation mode on images (*shape)
+    that no bound is known for, whatever its weights."""
+    read_model(model, Reader(shape, parse_wanted(norm, "auto")[0]))
+
+
 def lower_margins(
     model: nn.Module,
     x: Tensor,

@@ -54,6 +54,9 @@ class EvaluationConfig:
     checks: int | None = None
     """Images that the honesty checks look at, spread over the split; 0 leaves the checks out. None is 256 under
     standard, thorough, plus and rand, else 64."""
+    certify: Literal["auto", "lipschitz", "ibp", "crown"] | None = None
+    """How a run's own answers are certified beside its evaluation, in the threat's norm, as `phalanx certify` does it;
+    views of runs are not. None leaves it out."""
 
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:

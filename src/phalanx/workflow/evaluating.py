@@ -17,6 +17,7 @@ from phalanx.loading import load_recipe, to_plain
 from phalanx.models import load, load_mixtures
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter
+from phalanx.workflow.certifying import certify_run
 from phalanx.workflow.foreign import foreign_model, weights_record
 from phalanx.workflow.measuring import (
     ANALYSIS_NAME,
@@ -59,8 +60,8 @@ def evaluation_record(
 ) -> dict[str, Any]:
     """What an evaluation's folder is bound to."""
     seen = None if view is None else {key: value for key, value in to_plain(view).items() if key != "label"}
-    # folders from before there was attribution do not speak of it
-    asked = {} if config.attribution is None else {"attribution": config.attribution}
+    # folders from before there were these do not speak of them
+    asked = {"attribution": config.attribution, "certify": config.certify if view is None else None}
     return {
         "kind": "evaluation",
         "protocol": config.protocol,
@@ -70,7 +71,7 @@ def evaluation_record(
         "threat": to_plain(threat),
         "seed": seed,
         "view": seen,
-        **asked,
+        **{key: value for key, value in asked.items() if value is not None},
     }
 
 
@@ -83,7 +84,8 @@ def evaluate_run(
     label: str = "",
     conduct: Conduct | None = None,
 ) -> Evaluation | None:
-    """Evaluates a finished run on its test split into `folder`; None if that was done already.
+    """Evaluates a finished run on its test split into `folder`; None if that was done already. Then certifies it where
+    `config.certify` says how.
 
     Raises InputError for a run that is not finished, or whose data are no longer what it was trained on.
     """
@@ -94,7 +96,10 @@ def evaluate_run(
 
     settings, conduct = run_config(run), conduct or Conduct()
     bound = _bound(config, settings, None, conduct)
-    return measure(folder, Subject(settings, (run,), build, bound, label), config, reporter, conduct)
+    found = measure(folder, Subject(settings, (run,), build, bound, label), config, reporter, conduct)
+    if config.certify is not None:
+        certify_run(run, config, settings.threat.norm, config.certify, reporter=reporter)
+    return found
 
 
 def evaluate_view(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from phalanx.certification import check_certifiable
 from phalanx.config import (
     AdaptiveConfig,
     AnyModel,
@@ -45,6 +46,7 @@ from phalanx.models import (
     upcycle,
     weights_before,
 )
+from phalanx.nn import frozen
 from phalanx.nn.memory import RoomForWeights, available_bytes
 from phalanx.routing import AdaptiveSmoothing, DualModel, LayerMixture, MixtureOfExperts, SynergyOfExperts
 from phalanx.runs import RunFolder, write_json
@@ -200,6 +202,9 @@ def _checked_training(config: RunConfig, model: Buildable, data: Splits) -> Trai
     if training.certified is not None:
         with about("training.certified"):
             check_certified(model, data.shape)
+    if config.evaluation.certify is not None:
+        with about("evaluation.certify"), frozen(model):
+            check_certifiable(model, data.shape, config.threat.norm)
     return training
 
 
