@@ -19,6 +19,7 @@ from phalanx.report.certificates import certificates_table
 from phalanx.report.corruptions import corruptions_table
 from phalanx.report.figures import Plot, history, intervals, tradeoff_plot
 from phalanx.report.gallery import Card, card, chosen, side
+from phalanx.report.grouping import grouped
 from phalanx.report.honesty_tables import honesty_matrix, honesty_table
 from phalanx.report.lines import headline_lines, legend, remarks
 from phalanx.report.opening import headlines, opening
@@ -180,6 +181,7 @@ def render(template: str, **values: Any) -> str:
         "bounds": bounds,
         "plural": plural,
         "unbroken": _unbroken,
+        "grouped": grouped,
         "rate": lambda attack: Rate(attack.held, attack.n),
     }
     script = _template("page.js")
