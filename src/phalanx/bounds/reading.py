@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import fields, replace
 from typing import Any
 
@@ -53,16 +54,18 @@ def read_network(
     Exact types only, since a subclass may compute more. Raises InputError naming the layer and its path for one that
     is not known, has hooks or is in training mode.
     """
-    if trained:
-        stages = _folded(list(_read(network, shape, where, (*_CHAINS, *chains), {}, trained)))
-        like = next(network.parameters(), torch.empty(0))
-        return tuple(_like(stage, like) for stage in stages)
-    with torch.no_grad():
-        return tuple(_folded(list(_read(network, shape, where, (*_CHAINS, *chains), blocks or {}, trained))))
+    like = next(network.parameters(), torch.empty(0))
+    with nullcontext() if trained else torch.no_grad():
+        known = {} if trained else blocks or {}
+        stages = _folded(list(_read(network, shape, where, (*_CHAINS, *chains), known, trained)))
+        return tuple(_like(stage, like if trained else like.double()) for stage in stages)
 
 
 def _like(stage: Any, like: Tensor) -> Stage:
     """With its tensors on the device and in the precision of `like`."""
+    if isinstance(stage, Residual):
+        body, shortcut = (tuple(_like(part, like) for part in branch) for branch in (stage.body, stage.shortcut))
+        return replace(stage, body=body, shortcut=shortcut)
     held = {each.name: getattr(stage, each.name) for each in fields(stage)}
     moved: Stage = replace(stage, **{name: value.to(like) for name, value in held.items() if isinstance(value, Tensor)})
     return moved
