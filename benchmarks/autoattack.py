@@ -299,6 +299,8 @@ def savings(model: nn.Module, data: Batch, threat: ThreatModel, rounds: int, ste
         "without dropping": partial(_kept, apgd, model, data),
         "with weight gradients": partial(run, apgd, _weighted(folded)),
     }
+    if not rounds:
+        return {}
     times = interleaved(walks, rounds)
     found = {name: ratio(times, name, "with all") for name in walks if name != "with all"}
     projected = interleaved({"newton": partial(run, boundary), "sorted": sorting}, rounds)

@@ -42,10 +42,20 @@ def collect(name: str, tables: Sequence[Mapping[str, Any]]) -> tuple[Record, See
                 row.label: {attack: _held(spreads["RA"]) for attack, spreads in row.released.items() if "RA" in spreads}
                 for row in table.rows
             },
+            **_threefold(tables),
         },
         bars=[],
     )
     return record, table
+
+
+def _threefold(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Images broken, certified and undecided, one number a seed, of the rows that have certificates."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for row in (row for table in tables for row in table["rows"] if row.get("threefold")):
+        for part in ("broken", "certified", "undecided"):
+            found.setdefault(row["label"], {}).setdefault(part, []).append(row["threefold"][part])
+    return {"threefold": found} if found else {}
 
 
 def _held(spread: Spread) -> list[int]:
