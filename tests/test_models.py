@@ -13,13 +13,14 @@ from torch import nn
 
 import tiny
 from phalanx.config import LayersConfig, MixtureConfig, RouterConfig
-from phalanx.data import Splits
+from phalanx.data import DataConfig, Splits, load_data
 from phalanx.errors import CorruptError, InputError
 from phalanx.models import MODEL_NAME, build, build_layers, build_mixture, load, read_description, save_description
 from phalanx.nn import spec_of
 from phalanx.routing import LayerMixture, MixtureOfExperts, leaves
 from phalanx.runs.checkpoint import save_tensors
 from phalanx.runs.sidecar import write_protected
+from phalanx.threat import ThreatModel
 
 CONFIGS = [
     MixtureConfig(expert="mlp", options={"hidden": (6,)}),
@@ -216,3 +217,18 @@ def test_a_layer_level_mixture_is_recorded_and_loaded(tmp_path: Path, config: La
 def test_a_layer_level_mixture_that_cannot_be_built_says_why(config: LayersConfig, message: str) -> None:
     with pytest.raises(InputError, match=message):
         build_layers(config, tiny.digits(), seed=0)
+
+
+def test_one_router_is_fitted_once_and_given_to_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load_data(DataConfig(name="digits", train_limit=200))
+    config = MixtureConfig(
+        expert="mlp", options={"hidden": [8]}, experts=2, router=RouterConfig(name="robust", attempts=1)
+    )
+    first = build_mixture(config, data, 0, ThreatModel("Linf", "1/16"))
+    monkeypatch.setattr("phalanx.models.fit_robust_router", lambda *_, **__: pytest.fail("fitted again"))
+    second = build_mixture(config, data, 0, ThreatModel("Linf", "1/16"))
+    assert first.router is not second.router
+    assert first.router is not None and second.router is not None and _equal(first.router, second.router)
+    for seed, eps in ((1, "1/16"), (0, "1/8")):  # another fit
+        with pytest.raises(pytest.fail.Exception, match="fitted again"):
+            build_mixture(config, data, seed, ThreatModel("Linf", eps))
