@@ -139,3 +139,13 @@ def test_a_notice_is_never_lost() -> None:
     stream = io.StringIO()
     ConsoleReporter("at", stream).notify("router collapse")
     assert stream.getvalue() == "warning: at: router collapse\n"
+
+
+def test_work_that_begins_again_in_batches_as_large_has_its_own_rate(clock: _Clock) -> None:
+    stream = io.StringIO()
+    with ConsoleReporter("images", stream) as reporter:
+        for done in (128, 256, 128, 256):
+            reporter.progress(done, 256, "")
+            clock.now += 20
+    # not 1 image in the 40 s since the first report of all
+    assert [line.split()[2] for line in stream.getvalue().splitlines()] == ["6.5/s", "6.5/s"]

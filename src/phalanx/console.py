@@ -46,7 +46,7 @@ class ConsoleReporter:
         self._stream: TextIO = getattr(stream, "rich_proxied_file", stream)
         self._started = time.monotonic()
         self._offset: int | None = None
-        self._total = 0
+        self._done = self._total = 0
         self._line_at = self._started
         self._bar: _Bar | None = None
         self._lock = threading.Lock()
@@ -57,7 +57,8 @@ class ConsoleReporter:
             self._progress(done, total, note, time.monotonic())
 
     def _progress(self, done: int, total: int, note: str, now: float) -> None:
-        if self._offset is None or total != self._total or done <= self._offset:
+        before, self._done = self._done, done
+        if self._offset is None or total != self._total or done < before:
             # a resumed run does not start at 0: its rate counts only what this process did. Another total, or fewer
             # units than before, are other work
             self._close_bar()
