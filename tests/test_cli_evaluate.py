@@ -123,6 +123,23 @@ def test_two_evaluations_are_compared(phalanx: Run, run: Path, tmp_path: Path) -
     assert code == 2 and "do not compare: images: " in err and "attack pgd-3: only one has it" in err
 
 
+def test_a_mixture_is_compared_with_a_single_network_under_one_protocol(
+    phalanx: Run, run: Path, tmp_path: Path
+) -> None:
+    asked = ["--protocol", "quick", "--n", 20, "--no-attribution", "--no-checks"]
+    evaluated(phalanx, tmp_path / "mixture", run, *asked)
+    foreign = ["--model", "foreign_models:linear", "--data", "digits", "--eps", "1/32", "--protocol", "quick"]
+    evaluated(phalanx, tmp_path / "single", *foreign, "--n", 20, "--no-checks")
+    code, out, err = phalanx("compare", tmp_path / "mixture", tmp_path / "single")
+    assert code == 0, err
+    # what both have by itself, the whole of the protocol in RA
+    assert [line.split()[0] for line in out.splitlines()[5:8]] == ["SA", "RA", "apgd-20"]
+    assert "made for one kind of model" in out and "steer-apgd-20" in out
+    code, out, _ = phalanx("compare", tmp_path / "mixture", tmp_path / "single", "--json")
+    found = json.loads(out)
+    assert "steer-apgd-20" in found["apart"] and "steer-apgd-20" not in found["measures"]
+
+
 def test_someone_elses_model(phalanx: Run, tmp_path: Path) -> None:
     asked = ["--model", "foreign_models:linear", "--data", "digits", "--eps", "1/32", "--protocol", SUITE, "--n", 20]
     out, _ = evaluated(phalanx, tmp_path / "a", *asked)

@@ -9,9 +9,10 @@ from typing import Any
 
 from phalanx.errors import InputError
 from phalanx.evaluation.compare import Paired
+from phalanx.report.records import read_record
 from phalanx.runs import Binding, Ledger, Summary, Verdict, summarise
 from phalanx.runs.summary import Key, aside_attacks, external_attacks, held_samples
-from phalanx.workflow.measuring import LEDGER_NAME
+from phalanx.workflow.measuring import EVALUATION_NAME, LEDGER_NAME
 
 COMPARISON_SCHEMA = 1
 TEST = "exact McNemar test, two-sided"
@@ -28,6 +29,8 @@ class Comparison:
     threat: str
     measures: Mapping[str, Paired]
     """"SA", "RA" and every attack by its name: held against it and, in a cascade, against those before it."""
+    apart: tuple[str, ...] = ()
+    """Attacks of the protocol that are made for one of the two kinds of model: they count in RA alone."""
 
     def text(self) -> str:
         """A table for a terminal, differences in points."""
@@ -39,7 +42,14 @@ class Comparison:
             "",
             f"{'':<24}{'A %':>7}{'B %':>7}{'B - A':>8}  {'interval':<16}{'only A':>7}{'only B':>7}  p",
         ]
-        return "\n".join([*lines, *(_line(name, paired) for name, paired in self.measures.items())])
+        lines += [_line(name, paired) for name, paired in self.measures.items()]
+        if self.apart:
+            lines += [
+                "",
+                f"RA is under the whole of one protocol. {len(self.apart)} of its attacks are made for one kind of "
+                f"model, and are not compared by themselves: {', '.join(self.apart)}",
+            ]
+        return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """Everything, shares and differences in [-1, 1]."""
@@ -52,6 +62,7 @@ class Comparison:
             "test": TEST,
             "interval": INTERVAL,
             "measures": {name: _json(paired) for name, paired in self.measures.items()},
+            "apart": list(self.apart),
         }
 
 
@@ -87,6 +98,8 @@ class _Side:
     attacks: Mapping[str, Mapping[str, Any]]
     """Those that count, without their seeds; images that somebody submitted of one model do not."""
     rows: Sequence[Verdict]
+    protocol: str | None
+    """As it was asked for; None where no evaluation says."""
 
     def held(self) -> dict[str, set[int]]:
         """The images held, by measure."""
@@ -101,14 +114,25 @@ class _Side:
 def compare(first: Path, second: Path) -> Comparison:
     """Of two evaluation folders, or of two runs that have one evaluation of the same name.
 
-    Raises InputError unless both are finished and measured the same images, threat and attacks; CorruptError.
+    One and the same protocol is made of other attacks for a mixture than for a single network: the whole of it is
+    compared then, and attack by attack what both have.
+
+    Raises InputError unless both are finished and measured the same images, threat and protocol or attacks;
+    CorruptError.
     """
     one, two = (_read(folder) for folder in _folders(first, second))
     _refuse_different(one, two)
     ours, theirs = one.held(), two.held()
     n = len({row.sample for row in one.rows})
-    measures = {name: Paired.of(ours[name], theirs[name], n) for name in ours}
-    return Comparison(str(one.folder), str(two.folder), f"{one.binding.norm} {one.binding.eps}", measures)
+    apart = _apart(one, two)
+    measures = {name: Paired.of(ours[name], theirs[name], n) for name in ours if name not in apart}
+    return Comparison(str(one.folder), str(two.folder), f"{one.binding.norm} {one.binding.eps}", measures, apart)
+
+
+def _apart(one: _Side, two: _Side) -> tuple[str, ...]:
+    """The attacks that only one has, or that stand elsewhere in its cascade."""
+    names = sorted({*one.attacks, *two.attacks})
+    return tuple(name for name in names if one.attacks.get(name) != two.attacks.get(name))
 
 
 def _folders(first: Path, second: Path) -> tuple[Path, Path]:
@@ -136,7 +160,11 @@ def _read(folder: Path) -> _Side:
         for name, spec in attacks.items()
         if name not in (*aside, *external_attacks(attacks))
     }
-    return _Side(folder, binding, counted, rows)
+    return _Side(folder, binding, counted, rows, _protocol(folder / EVALUATION_NAME))
+
+
+def _protocol(path: Path) -> str | None:
+    return read_record(path, missing="").text("protocol") if path.is_file() else None
 
 
 def _refuse_unfinished(folder: Path, summary: Summary, size: int | None) -> None:
@@ -155,11 +183,11 @@ def _refuse_different(one: _Side, two: _Side) -> None:
         for field, what in names.items()
         if getattr(one.binding, field) != getattr(two.binding, field)
     ]
-    different += [
-        f"attack {name}: {'other settings' if name in one.attacks and name in two.attacks else 'only one has it'}"
-        for name in sorted({*one.attacks, *two.attacks})
-        if one.attacks.get(name) != two.attacks.get(name)
-    ]
+    if one.protocol is None or one.protocol != two.protocol:
+        different += [
+            f"attack {name}: {'other settings' if name in one.attacks and name in two.attacks else 'only one has it'}"
+            for name in _apart(one, two)
+        ]
     if different:
         raise InputError(
             f"{one.folder} and {two.folder} do not compare: {'; '.join(different)}; evaluate both with the same "
