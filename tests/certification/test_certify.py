@@ -12,9 +12,8 @@ import torch
 from torch import nn
 
 import phalanx as px
-from phalanx.attacks import PGD
-from phalanx.attacks.routing_attacks import RouteSteering
-from phalanx.certification import METHODS, Certificate, certify, lower_margins
+from certified_attacks import fallen_inside
+from phalanx.certification import METHODS, certify, lower_margins
 from phalanx.certification.networks import Network
 from phalanx.data import ImageSet, load_data
 from phalanx.errors import InputError
@@ -22,7 +21,6 @@ from phalanx.experts import build_expert
 from phalanx.experts.resnet import BasicBlock
 from phalanx.nn import PlainLayers
 from phalanx.nn.routed import Width
-from phalanx.rng import SampleRng
 from phalanx.routing import (
     DualModel,
     Ensemble,
@@ -62,37 +60,22 @@ def _dual(alpha: float) -> DualModel:
     return DualModel(_trained("all"), _trained(1, 1), alpha).eval()
 
 
-def _attacked(model: nn.Module, found: Certificate, share: float) -> int:
-    """How many certified images fall within `share` of their radius, of the smallest among twelve alike; the whole
-    model is attacked, and each expert in turn after steering the image to it."""
-    batch = next(iter(_images().batches(100)))
-    order = found.radius.argsort()[int((found.radius == 0).sum()) :]
-    broken = 0
-    for group in order.split(12):
-        x, y, eps = batch.x[group], batch.y[group], share * float(found.radius[group].min())
-        fallen = torch.zeros(len(group), dtype=torch.bool)
-        for attack in (PGD(eps=eps, norm=found.norm, steps=8), RouteSteering(eps=eps, norm=found.norm, steps=8)):
-            fallen |= attack.run(model, x, y, rng=SampleRng.for_batch(len(group), 1)).broken
-        broken += int(fallen.sum())
-    return broken
-
-
 @pytest.mark.parametrize("norm", ["L2", "Linf"])
 @pytest.mark.parametrize("gate", _GATES)
 def test_no_attack_breaks_a_certified_image(gate: int | str, norm: Norm) -> None:
     model = _trained(gate)
     found = certify(model, _images(), norm=norm)
     assert found.counts["certified"] > 40
-    assert _attacked(model, found, 0.999999) == 0
+    assert fallen_inside(model, _images(), found, 0.999999, alike=12) == 0
     # the attack is no straw man, nor the bound
-    assert _attacked(model, found, 4.0) > 20
+    assert fallen_inside(model, _images(), found, 4.0, alike=12) > 20
 
 
 def test_no_attack_breaks_a_certified_dual_model() -> None:
     model = _dual(0.8)
     found = certify(model, _images(), norm="L2")
     assert found.counts["certified"] > 30 and float(found.radius.mean()) > 0.01
-    assert _attacked(model, found, 0.999999) == 0
+    assert fallen_inside(model, _images(), found, 0.999999, alike=12) == 0
 
 
 @pytest.mark.parametrize("gate", _GATES)
@@ -236,7 +219,7 @@ def test_robust_routers(layout: str) -> None:
     model = MixtureOfExperts(router, list(_trained(1).experts)).eval()
     found = certify(model, _images(), norm="L2", method="lipschitz")
     assert found.counts["certified"] > 10
-    assert _attacked(model, found, 0.999999) == 0
+    assert fallen_inside(model, _images(), found, 0.999999, alike=12) == 0
     # at each radius nobody enters whom the router itself rules out
     batch = next(iter(_images().batches(100)))
     for eps in (0.01, 0.1):
@@ -254,11 +237,13 @@ def test_other_routers_and_ensembles() -> None:
     for router in (MLPRouter((1, 8, 8), 3, hidden=(8,)), UniformRouter(3)):
         for gate in (1, "all"):
             model = MixtureOfExperts(router, experts, gate).eval()
-            assert _attacked(model, certify(model, _images(), method="lipschitz"), 0.999999) == 0
+            assert (
+                fallen_inside(model, _images(), certify(model, _images(), method="lipschitz"), 0.999999, alike=12) == 0
+            )
     for mix in ("probabilities", "logits"):
         ensemble = Ensemble([_trained(1), _trained("all", 1)], mix=mix).eval()  # type: ignore[arg-type]
         found = certify(ensemble, _images())
-        assert found.counts["certified"] > 40 and _attacked(ensemble, found, 0.999999) == 0
+        assert found.counts["certified"] > 40 and fallen_inside(ensemble, _images(), found, 0.999999, alike=12) == 0
 
 
 def _submodels() -> SynergyOfExperts:

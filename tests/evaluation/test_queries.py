@@ -12,29 +12,17 @@ from phalanx.evaluation import evaluate, protocol
 from phalanx.evaluation.queries import BUDGETS, query_curve, query_curves
 from phalanx.routing import MixtureOfExperts
 from phalanx.runs import Verdict
+from phalanx.runs.verdict import Outcome
 from phalanx.threat import ThreatModel
+from verdicts import verdict
 
 SMALL = ThreatModel("Linf", "1/32")
 SPEC: dict[str, Any] = {"attack": "RayS", "surface": "whole", "queries": 1000}
 
 
-def row(sample: int, verdict: str, queries: int, attack: str = "rays-1000") -> Verdict:
-    right = verdict == "held" or attack != "clean"
-    return Verdict(
-        sample=sample,
-        label=1,
-        attack=attack,
-        surface="whole",
-        restart=0,
-        verdict=verdict,  # type: ignore[arg-type]
-        predicted=1 if verdict == "held" else 2,
-        clean_predicted=1 if right else 2,
-        flipped=None,
-        loss=None,
-        distance=0.0,
-        queries=queries,
-        first_success=-1,
-    )
+def row(sample: int, outcome: Outcome, queries: int, attack: str = "rays-1000") -> Verdict:
+    right = outcome == "held" or attack != "clean"
+    return verdict(sample, attack, outcome, clean_predicted=1 if right else 2, queries=queries)
 
 
 CLEAN = [row(sample, "held" if sample < 6 else "broken", 1, "clean") for sample in range(8)]

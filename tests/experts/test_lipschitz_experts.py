@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from phalanx.attacks import PGD, RouteSteering
-from phalanx.certification import Certificate, certify
+from certified_attacks import fallen_inside
+from phalanx.certification import certify
 from phalanx.config import LayersConfig, MixtureConfig, RouterConfig
 from phalanx.data import ImageSet, load_data
 from phalanx.errors import InputError
@@ -19,7 +19,7 @@ from phalanx.methods import METHODS, ST
 from phalanx.methods.base import Method
 from phalanx.models import build, build_mixture
 from phalanx.nn import spec_of
-from phalanx.rng import Rng, SampleRng
+from phalanx.rng import Rng
 from phalanx.routing import LipschitzRouter, MixtureOfExperts
 from phalanx.threat import Norm, ThreatModel
 from phalanx.training import CertifiedTraining
@@ -113,21 +113,6 @@ def _trained(expert: str, norm: Norm, gate: int | str) -> MixtureOfExperts:
     return model.eval()
 
 
-def _attacked(model: MixtureOfExperts, found: Certificate, share: float) -> int:
-    """How many certified images fall within `share` of their radius, of the smallest among eight alike; the mixture is
-    attacked, and each expert in turn after steering the image to it. Each image alone: benchmarks/certified.py."""
-    batch = next(iter(_test_images().batches(100)))
-    order = found.radius.argsort()[int((found.radius == 0).sum()) :]
-    broken = 0
-    for group in order.split(8):
-        x, y, eps = batch.x[group], batch.y[group], share * float(found.radius[group].min())
-        fallen = torch.zeros(len(group), dtype=torch.bool)
-        for attack in (PGD(eps=eps, norm=found.norm, steps=8), RouteSteering(eps=eps, norm=found.norm, steps=8)):
-            fallen |= attack.run(model, x, y, rng=SampleRng.for_batch(len(group), 1)).broken
-        broken += int(fallen.sum())
-    return broken
-
-
 @pytest.mark.parametrize(
     ("expert", "norm", "gate"),
     [
@@ -144,9 +129,9 @@ def test_no_attack_breaks_what_global_constants_certify(expert: str, norm: Norm,
     assert found.counts["certified"] >= 30 and found.vacuous is None
     # far from vacuous, in milliseconds
     assert float(found.radius.mean()) > {"L2": 0.05, "Linf": 0.01}[norm]
-    assert _attacked(model, found, 0.999999) == 0
+    assert fallen_inside(model, _test_images(), found, 0.999999, alike=8) == 0
     # neither the attack nor the bound is a straw man
-    assert _attacked(model, found, 3.0) >= 10
+    assert fallen_inside(model, _test_images(), found, 3.0, alike=8) >= 10
 
 
 def test_better_bounds_certify_more_and_hold_as_well() -> None:
@@ -154,7 +139,7 @@ def test_better_bounds_certify_more_and_hold_as_well() -> None:
     plain, better = (certify(model, _test_images(), norm="L2", method=method) for method in ("lipschitz", "auto"))
     assert bool((better.radius >= plain.radius * 0.98).all())
     assert float(better.radius.mean()) > float(plain.radius.mean())
-    assert _attacked(model, better, 0.999999) == 0
+    assert fallen_inside(model, _test_images(), better, 0.999999, alike=8) == 0
 
 
 def test_the_scale_of_logits_changes_no_certificate_of_a_single_network() -> None:

@@ -10,26 +10,14 @@ from phalanx.errors import HonestyError
 from phalanx.runs import Verdict, summarise
 from phalanx.runs.headline import challenges, headline
 from phalanx.runs.summary import external_attacks
+from phalanx.runs.verdict import Outcome
+from verdicts import verdict
 
 SPEC = {"attack": "PGD", "norm": "Linf", "eps": "8/255", "surface": "whole"}
 
 
-def row(sample: int, attack: str, verdict: str, *, clean: bool = True) -> Verdict:
-    return Verdict(
-        sample=sample,
-        label=1,
-        attack=attack,
-        surface="whole",
-        restart=0,
-        verdict=verdict,  # type: ignore[arg-type]
-        predicted=1 if verdict == "held" else 2,
-        clean_predicted=1 if clean else 2,
-        flipped=None,
-        loss=None,
-        distance=0.0,
-        queries=1,
-        first_success=-1,
-    )
+def row(sample: int, attack: str, outcome: Outcome, *, clean: bool = True) -> Verdict:
+    return verdict(sample, attack, outcome, clean_predicted=1 if clean else 2)
 
 
 def external(when: str, **changes: Any) -> dict[str, Any]:
@@ -77,10 +65,10 @@ def test_submitted_images_lower_and_leave_nothing_to_try() -> None:
 
 
 def test_no_submission_ever_raises_a_headline() -> None:
-    for verdict in ("held", "broken", "invalid", "timeout"):
+    for outcome in ("held", "broken", "invalid", "timeout"):
         for sample in range(6):
             specs = {"pgd": SPEC, "external:a": external("1")}
-            rows = [*CLEAN, *PGD, row(sample, "external:a", verdict, clean=sample != 5)]
+            rows = [*CLEAN, *PGD, row(sample, "external:a", outcome, clean=sample != 5)]
             found = summarise(rows, attacks=specs)
-            assert found.robust == 3 - (sample in (2, 3, 4) and verdict != "held")
+            assert found.robust == 3 - (sample in (2, 3, 4) and outcome != "held")
             assert found.clean_correct == 5 and found.incomplete == 0

@@ -8,26 +8,14 @@ import pytest
 
 from phalanx.runs import Verdict
 from phalanx.runs.proofs import Proof, contradictions, threefold
+from phalanx.runs.verdict import Outcome
+from verdicts import verdict
 
 PGD = {"attack": "PGD", "norm": "Linf", "eps": "1/10", "surface": "whole"}
 
 
-def row(sample: int, attack: str, verdict: str = "broken", distance: float = 0.1) -> Verdict:
-    return Verdict(
-        sample=sample,
-        label=1,
-        attack=attack,
-        surface="whole",
-        restart=0,
-        verdict=verdict,  # type: ignore[arg-type]
-        predicted=1 if verdict == "held" else 2,
-        clean_predicted=1,
-        flipped=None,
-        loss=None,
-        distance=0.0 if attack == "clean" else distance,
-        queries=1,
-        first_success=-1,
-    )
+def row(sample: int, attack: str, outcome: Outcome = "broken", distance: float = 0.1) -> Verdict:
+    return verdict(sample, attack, outcome, distance=0.0 if attack == "clean" else distance)
 
 
 CLEAN = [row(sample, "clean", "held") for sample in range(5)]

@@ -58,6 +58,11 @@ class EvaluationConfig:
     """How a run's own answers are certified beside its evaluation, in the threat's norm, as `phalanx certify` does it;
     views of runs are not. None leaves it out."""
 
+    @property
+    def size(self) -> str:
+        """What the names of folders call `n`."""
+        return "all" if self.n is None else str(self.n)
+
     def __post_init__(self) -> None:
         if self.n is not None and self.n < 1:
             raise ValueError(f"n must be at least 1, got {self.n}; leave it out for all images")

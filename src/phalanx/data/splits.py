@@ -108,8 +108,10 @@ class ImageSet:
         """(B, C, H, W) float32 in [0, 1] for the positions `index`."""
         return to_unit(owned(self.pixels[_plain(index)]), self.levels)
 
-    def first(self, n: int) -> ImageSet:
-        """The first `n` images (all of them if there are fewer), without a copy."""
+    def first(self, n: int | None) -> ImageSet:
+        """The first `n` images (all of them if there are fewer, or for None), without a copy."""
+        if n is None:
+            return self
         if n < 1:
             raise InputError(f"the number of images must be at least 1, got {n}")
         return ImageSet(self.pixels[:n], self.labels[:n], self.ids[:n], self.levels)

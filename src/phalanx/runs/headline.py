@@ -8,7 +8,7 @@ from typing import Any
 
 from phalanx.errors import HonestyError
 from phalanx.runs.summary import Specs, external_attacks, fallen_samples, summarise
-from phalanx.runs.verdict import CLEAN, Verdict
+from phalanx.runs.verdict import Verdict
 
 _NAMED = 5
 """A message names at most so many samples."""
@@ -43,12 +43,7 @@ def headline(rows: Iterable[Verdict], *, aside: Collection[str] = (), certified:
     """
     rows = list(rows)
     samples = {row.sample for row in rows}
-    broken = {
-        row.sample
-        for row in rows
-        if row.attack not in aside
-        and (row.verdict in ("broken", "invalid") or (row.attack == CLEAN and row.predicted != row.label))
-    }
+    broken = {row.sample for row in rows if row.attack not in aside and row.wrong}
     _refuse(broken.intersection(certified), "both certified and broken", "a certificate is unsound, or a verdict wrong")
     _refuse(set(certified) - samples, "certified, but not in the ledger", "give the certificates of this evaluation")
     proved = frozenset(certified)

@@ -66,7 +66,7 @@ def contradictions(rows: Iterable[Verdict], attacks: Specs, proofs: Sequence[Pro
     found: dict[tuple[int, int], Contradiction] = {}
     for row in rows:
         spec = attacks.get(row.attack, {})
-        if spec.get("reproduction") or not _fallen(row):
+        if spec.get("reproduction") or not row.wrong:
             continue
         norm, distance = _norm(row, spec), _distance(row, spec)
         for place, proof in enumerate(proofs):
@@ -94,10 +94,6 @@ def threefold(
     # what was caught lying once proves nothing
     proved -= broken | {each.sample for each in wrong}
     return headline(rows, aside=aside, certified=proved), wrong
-
-
-def _fallen(row: Verdict) -> bool:
-    return row.verdict in ("broken", "invalid") or (row.attack == CLEAN and row.predicted != row.label)
 
 
 def _norm(row: Verdict, spec: Mapping[str, JSON]) -> str:

@@ -93,6 +93,11 @@ class Verdict:
             index(self.first_success),
         )
 
+    @property
+    def wrong(self) -> bool:
+        """Whether the answer is wrong or not finite; a clean one is told by the class alone."""
+        return self.verdict in ("broken", "invalid") or (self.attack == CLEAN and self.predicted != self.label)
+
     @classmethod
     def from_record(cls, record: Record) -> Verdict:
         """The row that `record()` gave."""

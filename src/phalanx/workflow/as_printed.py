@@ -84,13 +84,13 @@ def attack_printed(
     require_finished(run)
     wanted, _ = parse_wanted(norm, "lipschitz")
     settings, reporter = run_config(run), reporter or Silent()
-    size = "all" if config.n is None else str(config.n)
-    target = RunFolder(folder or Path(run) / "certificates" / f"{wanted}-printed-unsound-{config.weights}-{size}")
+    name = f"{wanted}-printed-unsound-{config.weights}-{config.size}"
+    target = RunFolder(folder or Path(run) / "certificates" / name)
     with target.lock(), cpu_threads(settings.threads):
         device, data = pick_device(settings.device), load_data(settings.data)
         refuse_other_data(run, data)
         model = load(run, weights=config.weights).to(device)
-        images = data.test if config.n is None else data.test.first(config.n)
+        images = data.test.first(config.n)
         digest = model_sha256(model)
         # refused before the folder is
         claims = _claims(model, images, wanted, device)

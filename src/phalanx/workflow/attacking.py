@@ -91,7 +91,7 @@ def attack_run(
             device, data = pick_device(settings.device), load_data(settings.data)
             refuse_other_data(run, data)
             model = load(run, weights=config.weights).to(device)
-            images = data.test if config.n is None else data.test.first(config.n)
+            images = data.test.first(config.n)
             member = _one(attack, model, settings)
             found = _search(model, images, member, settings.seed, config.batch_size, device, reporter)
             _write_images(target, images, found)

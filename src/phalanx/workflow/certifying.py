@@ -37,9 +37,8 @@ def certificates_folder(
     run: Path, config: EvaluationConfig, norm: str, method: str, reachable: str = "pairwise"
 ) -> Path:
     """Where the certificates of a run go: the name says what was certified."""
-    size = "all" if config.n is None else str(config.n)
     rule = "" if reachable == "pairwise" else f"-{reachable}"
-    return Path(run) / "certificates" / f"{norm}-{method}{rule}-{config.weights}-{size}"
+    return Path(run) / "certificates" / f"{norm}-{method}{rule}-{config.weights}-{config.size}"
 
 
 def certify_run(
@@ -67,7 +66,7 @@ def certify_run(
         device, data = pick_device(settings.device), load_data(settings.data)
         refuse_other_data(run, data)
         model = load(run, weights=config.weights).to(device)
-        images = data.test if config.n is None else data.test.first(config.n)
+        images = data.test.first(config.n)
         bound = {
             "kind": "certificates",
             "norm": wanted,

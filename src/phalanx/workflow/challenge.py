@@ -122,8 +122,7 @@ def submit(
 def _submitted(target: RunFolder, subject: Evaluated, file: Path, name: str) -> Outcome:
     book = Book.of(target.path)
     data = load_data(subject.settings.data)
-    n = subject.bound.get("n")
-    images = data.test if n is None else data.test.first(n)
+    images = data.test.first(subject.bound.get("n"))
     if images.fingerprint != book.binding.data_sha256:
         raise InputError(f"the images are no longer those that {target.path} was evaluated on; restore the data")
     taken = read_submission(file, images, book.threat)

@@ -48,8 +48,7 @@ __all__ = [
 
 def evaluation_folder(run: Path, config: EvaluationConfig, view: AnyView | None = None) -> Path:
     """Where an evaluation of a run goes: its name says what was measured."""
-    size = "all" if config.n is None else str(config.n)
-    name = f"{config.protocol.replace(',', '+').replace('/', '_').replace(' ', '')}-{config.weights}-{size}"
+    name = f"{config.protocol.replace(',', '+').replace('/', '_').replace(' ', '')}-{config.weights}-{config.size}"
     if isinstance(view, DualView):
         name += f"-dual-{Path(view.standard).name}-{view.alpha}-{view.mix}"
     return Path(run) / "evaluations" / name

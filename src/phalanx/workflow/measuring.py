@@ -200,7 +200,7 @@ def _load(subject: Subject, config: EvaluationConfig, conduct: Conduct) -> _Meas
     for run in subject.runs:
         refuse_other_data(run, data)
     model, seen = subject.build(data, device)
-    images = data.test if config.n is None else data.test.first(config.n)
+    images = data.test.first(config.n)
     _check_outputs(model, images, device, subject.outputs or data.num_classes)
     loaded = _Measured(subject, config, data, images, device, model, seen, started, clock)
     return replace(loaded, surrogates=surrogates(conduct.surrogates, loaded.few()))

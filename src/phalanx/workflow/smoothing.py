@@ -39,9 +39,8 @@ Tell = Callable[[str], None]
 
 def smoothed_folder(run: Path, config: EvaluationConfig, smoothing: Smoothing) -> Path:
     """Where a smoothed run's certificates go: the name says what was certified."""
-    size = "all" if config.n is None else str(config.n)
     part = "" if smoothing.smoothed == "whole" else f"-{smoothing.smoothed}"
-    name = f"L2-{METHOD}{part}-{smoothing.sigma:g}-{smoothing.samples}-{config.weights}-{size}"
+    name = f"L2-{METHOD}{part}-{smoothing.sigma:g}-{smoothing.samples}-{config.weights}-{config.size}"
     return Path(run) / "certificates" / name
 
 
@@ -112,7 +111,7 @@ def _smooth(
         for run in subject.runs:
             refuse_other_data(run, data)
         model, _ = subject.build(data, device)
-        images = data.test if config.n is None else data.test.first(config.n)
+        images = data.test.first(config.n)
         voter, sha256 = Voter.of(model, smoothing), model_sha256(model)
         voter.check(images)
         with target.lock():

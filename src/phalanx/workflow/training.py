@@ -184,7 +184,7 @@ def prepare_run(
     with about("training.batch_size"):
         check_memory(model, config, data, device)
     (validating,) = protocol(config.validation.protocol, config.threat).members
-    images = data.val if config.validation.n is None else data.val.first(config.validation.n)
+    images = data.val.first(config.validation.n)
     return Trained(
         model=model.to(device),
         method=method,
