@@ -27,7 +27,7 @@ from unittest.mock import patch
 import torch
 from common import RESULTS, Bar, Record, Spread, interleaved, ratio, write_record
 from torch import Tensor, nn
-from trained import METHOD, TRAINING, cifar, trained
+from trained import METHOD, TRAINING, chosen, cifar, trained
 
 from phalanx.attacks import APGD, FAB, Attack, fab
 from phalanx.data import Batch, ImageSet, Splits
@@ -82,7 +82,7 @@ def _trained_small(build: Callable[[Splits], MixtureOfExperts], source: Path, fo
     torch.manual_seed(0)
     model, run = build(data), RunFolder(folder / build.__name__)
     with run.lock():
-        run.prepare({"benchmark": "autoattack", "network": build.__name__, "training": repr(SMALL_TRAINING)})
+        run.prepare({"benchmark": "autoattack", "network": build.__name__, "training": chosen(SMALL_TRAINING)})
         if run.status() != "finished":
             train(model, METHOD, data, SMALL_TRAINING, run, augment=("flip",))
             run.finish([LAST_NAME])
@@ -339,8 +339,8 @@ def record(found: Mapping[str, Comparison], saved: Mapping[str, Spread], name: s
             "threats": {norm: str(threat) for norm, threat in THREATS.items()},
             "images": n,
             "batch": BATCH,
-            "method": repr(METHOD),
-            "training": {"resnet18": repr(TRAINING), "cnn and soft": repr(SMALL_TRAINING)},
+            "method": chosen(METHOD),
+            "training": {"resnet18": chosen(TRAINING), "cnn and soft": chosen(SMALL_TRAINING)},
         },
         rounds=rounds,
         measurements={"comparisons": dict(found), "savings": dict(saved)},

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from common import RESULTS, Bar, Record, Spread, interleaved, ratio, write_record
 from torch import Tensor, nn
-from trained import METHOD, TRAINING, WIDTH, trained
+from trained import METHOD, TRAINING, WIDTH, chosen, trained
 
 from phalanx.attacks import PGD
 from phalanx.attacks.base import Attack
@@ -296,8 +296,8 @@ def record(found: dict[str, Any], scaled: dict[str, dict[str, Any]], timed: int,
             "timed_images": timed,
             "judged_images": judged,
             "width": WIDTH,
-            "method": repr(METHOD),
-            "training": repr(TRAINING),
+            "method": chosen(METHOD),
+            "training": chosen(TRAINING),
         },
         rounds=rounds,
         measurements={**found, "scaling": scaled},

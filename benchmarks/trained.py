@@ -8,7 +8,9 @@ generalisation these accuracies say nothing.
 
 from __future__ import annotations
 
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -29,6 +31,22 @@ METHOD = AT(attack=PGD(eps="8/255", steps=2, step_size="5/255"), adversarial_sha
 TRAINING = TrainingConfig(
     epochs=EPOCHS, batch_size=64, optimizer=Adam(lr=3e-3), schedule=OneCycle(), checkpoint_seconds=20.0
 )
+
+
+def chosen(settings: Any) -> str:
+    """A dataclass as its call with the fields that are not at their defaults: what a trained network is bound to.
+
+    A field added later, at a default that changes nothing, then makes no network another one.
+    """
+    if not is_dataclass(settings):
+        return repr(settings)
+    values = {field: getattr(settings, field.name) for field in fields(settings)}
+    named = (f"{field.name}={chosen(value)}" for field, value in values.items() if value != _default(field))
+    return f"{type(settings).__name__}({', '.join(named)})"
+
+
+def _default(field: Field[Any]) -> object:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 def cifar(source: Path, cache: Path) -> Splits:
@@ -53,7 +71,7 @@ def trained(source: Path, folder: Path) -> tuple[nn.Module, ImageSet]:
     model = MixtureOfExperts(None, [network(data)])
     run = RunFolder(folder / "run")
     with run.lock():
-        run.prepare({"benchmark": "trained", "method": repr(METHOD), "training": repr(TRAINING), "width": WIDTH})
+        run.prepare({"benchmark": "trained", "method": chosen(METHOD), "training": chosen(TRAINING), "width": WIDTH})
         if run.status() != "finished":
             train(model, METHOD, data, TRAINING, run, augment=("flip",))
             run.finish([LAST_NAME])
