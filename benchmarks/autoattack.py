@@ -1,6 +1,7 @@
 """AutoAttack, standard version, beside an independent implementation: verdicts, CPU time, what each saving gives.
 
 Run: python benchmarks/autoattack.py [--data FOLDER] [--models FOLDER] [--only cnn,soft] [--norms Linf] [--rounds N]
+     [--images N] [--batch B] [--device cuda]
 
 The folder of --data ($PHALANX_CIFAR10 by default) holds CIFAR-10 in the Hugging Face Parquet layout; in that of
 --models the attacked networks are trained on the first call and found from then on. A round of the ResNet-18 in one
@@ -15,17 +16,17 @@ import argparse
 import copy
 import os
 import random
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
-from common import RESULTS, Bar, Record, Spread, interleaved, ratio, write_record
+from common import RESULTS, Bar, Record, Spread, clock, interleaved, ratio, write_record
 from torch import Tensor, nn
 from trained import METHOD, TRAINING, chosen, cifar, trained
 
@@ -98,6 +99,10 @@ NETWORKS: dict[str, Callable[[Path, Path], nn.Module]] = {
 }
 
 
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 # -- the two implementations ---------------------------------------------------------------------------------------
 
 
@@ -120,7 +125,7 @@ def theirs(model: nn.Module, threat: ThreatModel, members: Sequence[Member], see
     """The same members of pyautoattack with the same budgets."""
     from pyautoattack import AutoAttack
 
-    peer = AutoAttack(model, eps=threat.epsilon, norm=threat.norm, seed=seed, device="cpu")
+    peer = AutoAttack(model, eps=threat.epsilon, norm=threat.norm, seed=seed, device=str(device_of(model)))
     first, aimed, boundary, square = (member.attack for member in members)
     peer.apgd.n_iter, peer.apgd.n_restarts = first.steps, first.restarts
     peer.apgd_targeted.n_iter, peer.apgd_targeted.n_target_classes = aimed.steps, aimed.targets
@@ -143,18 +148,19 @@ class Outcome(NamedTuple):
     standing: Tensor
     """(K, N) bool, after each of its K components."""
     seconds: tuple[float, ...]
-    """CPU time of each."""
+    """Of each: on a CPU its time, on a GPU what passes until it is done."""
 
 
 def cascade(components: Sequence[Component], data: Batch, batch_size: int = BATCH) -> Outcome:
     """Each component on what those before it left standing; `data` is all classified rightly."""
-    standing, rows, seconds = torch.ones(len(data.y), dtype=torch.bool), [], []
+    standing, rows, seconds = torch.ones_like(data.y, dtype=torch.bool), [], []
+    device = data.x.device.type
     for component in components:
-        start = time.process_time()
+        start = clock(device)
         for ids in torch.split(standing.nonzero().squeeze(1), batch_size):
             broken = component(Batch(data.x[ids], data.y[ids], data.ids[ids]))
             standing[ids[broken]] = False
-        seconds.append(time.process_time() - start)
+        seconds.append(clock(device) - start)
         rows.append(standing.clone())
     return Outcome(torch.stack(rows), tuple(seconds))
 
@@ -178,6 +184,8 @@ class Comparison:
     """And the reverse."""
     time: Mapping[str, Spread]
     """Ours as a share of theirs: of each component on what its own cascade left standing, and of the total."""
+    images_per_second: Mapping[str, float]
+    """Of ours and of theirs, through the whole: the median of the rounds."""
 
     @property
     def weaker(self) -> float:
@@ -186,17 +194,26 @@ class Comparison:
 
 
 def right_images(model: nn.Module, images: ImageSet, n: int) -> tuple[int, Batch]:
-    """Of the first `n` images how many the model classifies rightly, and these. Refuses a network below the bar."""
-    batch = next(images.first(n).batches(n))
+    """Of the first `n` images how many the model classifies rightly, and these, on its device. Refuses a network below
+    the bar."""
+    x, y, _ = (part.to(device_of(model)) for part in next(images.first(n).batches(n)))
     with torch.no_grad():
-        right = model(batch.x).argmax(-1) == batch.y
+        right = model(x).argmax(-1) == y
     clean = int(right.sum())
     if clean < LEAST_CLEAN * n:
         raise SystemExit(f"the network is right about {clean} of {n} images, below {LEAST_CLEAN:.0%}; train longer")
-    return clean, Batch(batch.x[right], batch.y[right], torch.arange(clean))
+    return clean, Batch(x[right], y[right], torch.arange(clean, device=x.device))
 
 
-def compare(model: nn.Module, images: ImageSet, threat: ThreatModel, name: str, n: int, rounds: int) -> Comparison:
+def compare(
+    model: nn.Module,
+    images: ImageSet,
+    threat: ThreatModel,
+    name: str,
+    n: int,
+    rounds: int,
+    batch_size: int = BATCH,
+) -> Comparison:
     """`name` is the protocol. Both sides take turns, in an order shuffled each round."""
     clean, data = right_images(model, images, n)
     members = protocol(name, threat).members
@@ -209,7 +226,7 @@ def compare(model: nn.Module, images: ImageSet, threat: ThreatModel, name: str, 
     for _ in range(rounds):
         random.Random(len(times["total"]["ours"])).shuffle(order)
         for side in order:
-            found[side] = cascade(sides[side], data)
+            found[side] = cascade(sides[side], data, batch_size)
             for part, seconds in zip(REFERENCE_NAMES, found[side].seconds, strict=True):
                 times[part][side].append(max(seconds, 1e-9))
             times["total"][side].append(sum(found[side].seconds))
@@ -222,6 +239,7 @@ def compare(model: nn.Module, images: ImageSet, threat: ThreatModel, name: str, 
         lost=int((stands & fell).sum()),
         gained=int((~stands & ~fell).sum()),
         time={part: ratio(both, "ours", "theirs") for part, both in times.items()},
+        images_per_second={side: round(clean / median(seconds), 3) for side, seconds in times["total"].items()},
     )
 
 
@@ -301,9 +319,10 @@ def savings(model: nn.Module, data: Batch, threat: ThreatModel, rounds: int, ste
     }
     if not rounds:
         return {}
-    times = interleaved(walks, rounds)
+    device = device_of(model).type
+    times = interleaved(walks, rounds, device)
     found = {name: ratio(times, name, "with all") for name in walks if name != "with all"}
-    projected = interleaved({"newton": partial(run, boundary), "sorted": sorting}, rounds)
+    projected = interleaved({"newton": partial(run, boundary), "sorted": sorting}, rounds, device)
     return {**found, "projection with a sort": ratio(projected, "sorted", "newton")}
 
 
@@ -324,10 +343,18 @@ def bars(found: Mapping[str, Comparison]) -> list[Bar]:
     ]
 
 
-def record(found: Mapping[str, Comparison], saved: Mapping[str, Spread], name: str, n: int, rounds: int) -> Record:
+def record(
+    found: Mapping[str, Comparison],
+    saved: Mapping[str, Spread],
+    name: str,
+    n: int,
+    rounds: int,
+    batch_size: int = BATCH,
+    device: str = "cpu",
+) -> Record:
     """The record of what `compare` and `savings` found."""
     return Record(
-        benchmark="autoattack",
+        benchmark="autoattack" if device == "cpu" else f"autoattack-{device.partition(':')[0]}",
         what=(
             "AutoAttack beside pyautoattack on CIFAR-10 (JPEG) images that the networks were trained on: verdicts per "
             "image, and CPU time of the whole and of each component, on what its own cascade left standing, as a share "
@@ -338,7 +365,8 @@ def record(found: Mapping[str, Comparison], saved: Mapping[str, Spread], name: s
             "protocol": name,
             "threats": {norm: str(threat) for norm, threat in THREATS.items()},
             "images": n,
-            "batch": BATCH,
+            "batch": batch_size,
+            "device": device,
             "method": chosen(METHOD),
             "training": {"resnet18": chosen(TRAINING), "cnn and soft": chosen(SMALL_TRAINING)},
         },
@@ -359,20 +387,26 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--saving-rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     images = cifar(chosen.data, chosen.models / "cache").train
-    models = {name: NETWORKS[name](chosen.data, chosen.models) for name in chosen.only.split(",")}
+    names = chosen.only.split(",")
+    models = {name: NETWORKS[name](chosen.data, chosen.models).to(chosen.device) for name in names}
     found = {}
     for name, model in models.items():
         for norm in chosen.norms.split(","):
-            found[f"{name}, {norm}"] = compare(model, images, THREATS[norm], "standard", chosen.images, chosen.rounds)
+            found[f"{name}, {norm}"] = compare(
+                model, images, THREATS[norm], "standard", chosen.images, chosen.rounds, chosen.batch
+            )
             print(f"{name}, {norm}: {found[f'{name}, {norm}']}", flush=True)
     last = models.get("resnet18", model)
     _, data = right_images(last, images, chosen.images)
     saved = savings(last, data, THREATS["Linf"], chosen.saving_rounds)
-    write_record(record(found, saved, "standard", chosen.images, chosen.rounds), chosen.out)
+    whole = record(found, saved, "standard", chosen.images, chosen.rounds, chosen.batch, chosen.device)
+    write_record(whole, chosen.out)
     if weak := [name for name, one in found.items() if one.lost > MOST_LOST or one.weaker > MOST_WEAKER]:
         raise SystemExit(f"ours leaves standing what theirs breaks: {', '.join(weak)}")
 

@@ -151,7 +151,7 @@ def results_table(folder: Path = RESULTS) -> str:
     return "\n".join([*head, *(row for record in records for row in bar_rows(record)), ""])
 
 
-def _clock(device: str) -> float:
+def clock(device: str) -> float:
     """Seconds. CPU time of this process, because on one thread it leaves out the moments in which another program held
     the core; on a GPU the wall clock, once the device has finished what it was given."""
     if device == "cpu":
@@ -174,9 +174,9 @@ def interleaved(variants: Mapping[str, Callable[[], object]], rounds: int, devic
     for _ in range(rounds):
         shuffle(order)
         for name in order:
-            start = _clock(device)
+            start = clock(device)
             variants[name]()
-            times[name].append(_clock(device) - start)
+            times[name].append(clock(device) - start)
     return times
 
 
