@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from report_sample import MODEL_SHA256, make_source, page_of
 
 from phalanx.errors import CorruptError
 from phalanx.report import Page, RowSource, render_html, terminal_table, to_json
+from phalanx.report.formats import to_csv
 from phalanx.report.opening import headlines, opening
 
 
@@ -91,6 +94,12 @@ def test_every_image_is_broken_certified_or_undecided(tmp_path: Path) -> None:
     assert [one.name for one in headlines(page)[0].figures][3:] == ["Broken", "Certified", "Undecided"]
     assert "Broken, certified or undecided" in render_html(page) and "undecided, %" in terminal_table(page)
     assert not [notice for notice in page.notices if notice.kind == "fail"]
+
+
+def test_a_spreadsheet_has_the_three_shares(tmp_path: Path) -> None:
+    (row,) = csv.DictReader(io.StringIO(to_csv(certified(tmp_path))))
+    assert (row["broken"], row["certified"], row["undecided"]) == ("0.5", "0.2", "0.3")
+    assert 0.05 < float(row["certified_low"]) < 0.2 < float(row["certified_high"]) < 0.6
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -52,6 +52,27 @@ def test_every_number_is_a_mean_and_a_sample_deviation(table: SeedTable) -> None
     assert row.reported == {"SA": 91.0, "RA": 64.37}
 
 
+def test_broken_certified_and_undecided_over_the_seeds(tmp_path: Path) -> None:
+    tables = [table_of(tmp_path, seed, held) for seed, held in HELD.items()]
+    without = over_seeds(tables, "")
+    assert not without.rows[0].threefold and "undecided, %" not in seeds_text(without)
+    for table, broken in zip(tables, (5, 4, 3), strict=True):
+        parts = {"broken": broken, "certified": 2, "undecided": 8 - broken}
+        table["rows"][0]["threefold"] = {"n": 10, **parts, "contradictions": []}
+    made = over_seeds(tables, "")
+    assert {part: spread.text for part, spread in made.rows[0].threefold.items()} == {
+        "broken": "40.0 ± 10.0",
+        "certified": "20.0 ± 0.0",
+        "undecided": "40.0 ± 10.0",
+    }
+    files = write_seeds_report(tmp_path / "out", made)
+    shown = json.loads(files["table.json"].read_text())["rows"][0]["threefold"]
+    assert (shown["certified"]["held"], shown["certified"]["n"]) == ([2, 2, 2], [10, 10, 10])
+    assert "Linf 8/255" in seeds_text(made) and "Broken, certified or undecided" in files["report.html"].read_text()
+    tables[1]["rows"][0]["threefold"] = None
+    assert not over_seeds(tables, "").rows[0].threefold
+
+
 def test_one_seed_has_no_deviation() -> None:
     assert Spread((Rate(5, 10),)).deviation is None and Spread((Rate(5, 10),)).text == "50.0"
 

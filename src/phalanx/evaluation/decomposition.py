@@ -20,9 +20,10 @@ from phalanx.attacks import PGD
 from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
 from phalanx.evaluation.experts import Part, PartColumns, PartNumbers, choosing_parts, look, numbers
-from phalanx.evaluation.ladder import Rung, RungColumns, climb, rung, rungs_of
+from phalanx.evaluation.ladder import RungColumns, climb, rung, rungs_of
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.runs.rate import Rate
+from phalanx.runs.rungs import Rung
 from phalanx.threat import ThreatModel
 
 STEPS = 20

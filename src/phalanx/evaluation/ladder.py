@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -19,31 +19,11 @@ from phalanx.evaluation.gates import flips, gates_of
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import gate_entropy
 from phalanx.runs.rate import Rate
+from phalanx.runs.rungs import Rung, RungGate
 from phalanx.threat import parse_epsilon
 
 MULTIPLES = ("0", "1/4", "1/2", "1", "2")
 """Of the threat's radius; the last is outside the threat."""
-
-
-@dataclass(frozen=True)
-class RungGate:
-    """One gate at one radius."""
-
-    name: str
-    flipped: Rate
-    """`held` of the n images are sent elsewhere than when they are clean, see `flips`."""
-    entropy: float | None
-    """Mean in nats of softmax(scores), over the images whose scores are finite; None without any."""
-
-
-@dataclass(frozen=True)
-class Rung:
-    """The model under one attack on the whole of it, within a multiple of the threat's radius."""
-
-    multiple: str
-    eps: float
-    accuracy: Rate
-    gates: tuple[RungGate, ...]
 
 
 class RungColumns(NamedTuple):

@@ -10,6 +10,7 @@ from pathlib import Path
 from phalanx.errors import CorruptError
 from phalanx.report.records import Fields, read_record
 from phalanx.runs.rate import Rate
+from phalanx.runs.rungs import Rung, RungGate
 
 CULPRITS = ("router", "expert", "both")
 
@@ -59,25 +60,6 @@ class Part:
     """(E,) clean and robust without expert k."""
     undefined: str
     """Why `without` is None."""
-
-
-@dataclass(frozen=True)
-class RungGate:
-    """One gate at one radius."""
-
-    name: str
-    flipped: Rate
-    entropy: float | None
-
-
-@dataclass(frozen=True)
-class Rung:
-    """The model under the attack within a multiple of the threat's radius."""
-
-    multiple: str
-    eps: float
-    accuracy: Rate
-    gates: tuple[RungGate, ...]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from phalanx.report.lines import headline_lines, legend, remarks
 from phalanx.report.page import Page, Row
+from phalanx.report.threefold import PARTS
 from phalanx.runs.rate import Rate
 
 _FACTS = (
@@ -29,15 +30,18 @@ _MARKDOWN = str.maketrans({character: "\\" + character for character in "\\|*_`<
 
 def to_csv(page: Page) -> str:
     """A line for each model: what it is and, of each column, held / n in [0, 1] with its 95 % interval (`_low`,
-    `_high`); empty for what was not measured. What a paper printed, in percent, stands under `_reported_percent`."""
+    `_high`); empty for what was not measured. Where a row has certificates, the shares that are broken, certified and
+    undecided at the radius attacked. What a paper printed, in percent, stands under `_reported_percent`."""
     columns = [column.key for column in page.columns]
     reported = [key for key in columns if any(key in row.reported for row in page.rows)]
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    measured = [f"{key}{part}" for key in columns for part in ("", "_low", "_high")]
+    parts = PARTS if any(row.threefold for row in page.rows) else ()
+    measured = [f"{key}{end}" for key in (*columns, *parts) for end in ("", "_low", "_high")]
     writer.writerow([*_FACTS, *measured, *(f"{key}_reported_percent" for key in reported)])
     for row in page.rows:
-        numbers = [value for key in columns for value in _numbers(row.columns.get(key))]
+        rates = {**row.columns, **(row.threefold.rates if row.threefold else {})}
+        numbers = [value for key in (*columns, *parts) for value in _numbers(rates.get(key))]
         writer.writerow([*map(_cell, _facts(row)), *numbers, *(row.reported.get(key, "") for key in reported)])
     return table.getvalue()
 

@@ -32,7 +32,7 @@ from phalanx.report.smoothed import smoothed_table
 from phalanx.report.sweeps import sweep_plot
 from phalanx.report.table import Table
 from phalanx.report.threats import challenges_table, threats_table
-from phalanx.report.threefold import threefold_table
+from phalanx.report.threefold_section import threefold_table
 from phalanx.report.words import ABSENT, bounds, percent, plural, shown
 from phalanx.runs.canonical import JSON
 from phalanx.runs.rate import Rate

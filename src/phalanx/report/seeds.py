@@ -12,6 +12,7 @@ from phalanx.report.findings import ONE_SEED
 from phalanx.report.headline import Column
 from phalanx.report.page import Notice, NoticeKind, Swept
 from phalanx.report.records import Fields
+from phalanx.report.threefold import PARTS
 from phalanx.report.words import listed, percent, plural
 from phalanx.runs.rate import Rate
 
@@ -50,12 +51,16 @@ class SeedRow:
     label: str
     n: int
     """Images evaluated, the same under every seed."""
+    threat: str
+    """That it was attacked within, such as "Linf 3/16"."""
     columns: Spreads
     """By `Column.key`."""
     released: Mapping[str, Spreads]
     """By released attack and `Column.key`."""
     attacks: Spreads
     """By label, those outside the threat among them."""
+    threefold: Spreads
+    """By `threefold.PARTS`; empty unless every seed has certificates."""
     reported: Mapping[str, float]
     """What a paper printed, in percent."""
     threats: Mapping[str, tuple[Fields, ...]]
@@ -159,6 +164,7 @@ def _row(label: str, seeds: Sequence[Fields]) -> SeedRow:
     return SeedRow(
         label=label,
         n=seeds[0].integer("n"),
+        threat=_threat(seeds[0]),
         columns=_spreads([_rates(seed.fields("columns")) for seed in seeds]),
         released={
             name: _spreads([_rates(one.fields(name)) for one in released])
@@ -166,9 +172,22 @@ def _row(label: str, seeds: Sequence[Fields]) -> SeedRow:
             if all(name in one.values for one in released)
         },
         attacks=_spreads([{name: _rate(attack) for name, attack in seed.items()} for seed in attacks]),
+        threefold=_spreads([_threefold(seed) for seed in seeds]),
         reported={key: float(value) for key, value in seeds[0].fields("reported").values.items()},
         threats=_threats(seeds),
     )
+
+
+def _threat(row: Fields) -> str:
+    return " ".join(str(row.fields("measurement").values.get(part)) for part in ("norm", "eps"))
+
+
+def _threefold(row: Fields) -> dict[str, Rate]:
+    # tables written before there were certificates say nothing of them
+    if row.values.get("threefold") is None:
+        return {}
+    found = row.fields("threefold")
+    return {part: Rate(found.integer(part), found.integer("n")) for part in PARTS}
 
 
 def _threats(seeds: Sequence[Fields]) -> dict[str, tuple[Fields, ...]]:
@@ -240,9 +259,7 @@ def _notices(tables: Sequence[Fields], seeds: Sequence[int]) -> Iterator[Notice]
 def _summary(table: Fields, seeds: Sequence[int]) -> str:
     rows = table.items("rows")
     data = listed(list(dict.fromkeys(str(row.fields("data").values.get("trained on")) for row in rows)))
-    threats = dict.fromkeys(
-        " ".join(str(row.fields("measurement").values.get(k)) for k in ("norm", "eps")) for row in rows
-    )
+    threats = dict.fromkeys(map(_threat, rows))
     return (
         f"{plural(len(rows), 'model')} on {data}, each trained with {plural(len(seeds), 'seed')} "
         f"({listed(list(map(str, seeds)))}) and attacked within {listed(list(threats))}."

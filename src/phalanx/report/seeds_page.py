@@ -9,6 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from phalanx import __version__
+from phalanx.report import threefold_section
 from phalanx.report.figures import Plot
 from phalanx.report.html import render
 from phalanx.report.lines import MEASURED, REPORTED, Line, legend, printed
@@ -19,6 +20,7 @@ from phalanx.report.sweeps import printed_points
 from phalanx.report.table import Table
 from phalanx.report.text import aligned, wrapped
 from phalanx.report.threats import NOTE, TITLE, of_models
+from phalanx.report.threefold import PARTS
 from phalanx.report.words import ABSENT, listed, plural, rated
 from phalanx.runs.rate import Rate
 from phalanx.runs.threats import HOW
@@ -71,6 +73,7 @@ def seeds_text(table: SeedTable) -> str:
         *_blocks(table),
         "\n".join(wrapped(f"{key}: {says}", 4) for key, says in legend(table.columns)),
         "\n".join(map(wrapped, _remarks(table))),
+        *(f"{found.title}\n\n{aligned(found.head, 'llrrrr', found.lines)}" for found in _threefold(table)),
         "Each attack and each seed by itself are in report.html and table.json.",
         "\n".join(wrapped(f"{notice.kind.upper()}  {notice.label}: {notice.text}", 4) for notice in table.notices),
         "\n".join(wrapped(f"- {caveat}", 2) for caveat in table.caveats),
@@ -118,6 +121,7 @@ def _row_json(row: SeedRow) -> dict[str, Any]:
         "label": row.label,
         "n": row.n,
         "columns": _spreads_json(row.columns),
+        "threefold": _spreads_json(row.threefold) or None,
         "reported": dict(row.reported),
         "released_columns": {name: _spreads_json(spreads) for name, spreads in row.released.items()},
         "attacks": _spreads_json(row.attacks),
@@ -163,7 +167,7 @@ def seeds_html(table: SeedTable) -> str:
         remarks=list(_remarks(table)),
         sweeps=[_sweep_plot(f"sweep-{number}", sweep, table) for number, sweep in enumerate(table.sweeps)],
         threats=_threats(table),
-        tables=[_each_seed(table), *([_each_attack(table)] if table.attacks else [])],
+        tables=[*_threefold(table), _each_seed(table), *([_each_attack(table)] if table.attacks else [])],
     )
 
 
@@ -191,6 +195,14 @@ def _threat_cells(lines: Sequence[Fields]) -> tuple[str, str]:
 def _threat_lines(table: SeedTable) -> Iterator[str]:
     for threat, label, found, says in _threats(table).lines:
         yield wrapped(f"{threat}: {label}: {found}; {says}", 4)
+
+
+def _threefold(table: SeedTable) -> list[Table]:
+    """Of the models that have certificates under every seed; none where there is no such model."""
+    certified = [row for row in table.rows if row.threefold]
+    lines = [(row.label, row.threat, *(row.threefold[part].text for part in PARTS), f"{row.n:,}") for row in certified]
+    note = f"{threefold_section.NOTE} Mean ± deviation over the seeds."
+    return [Table(threefold_section.TITLE, note, threefold_section.HEAD, tuple(lines))] if lines else []
 
 
 def _each_seed(table: SeedTable) -> Table:

@@ -15,7 +15,7 @@ from phalanx.report.sections import outside_table, released_table
 from phalanx.report.sweeps import kind
 from phalanx.report.text import aligned, wrapped
 from phalanx.report.threats import challenges_table, threats_text
-from phalanx.report.threefold import threefold_table
+from phalanx.report.threefold_section import threefold_table
 from phalanx.report.words import ABSENT, bounds, percent, plural
 from phalanx.runs import AttackSummary
 from phalanx.runs.rate import Rate

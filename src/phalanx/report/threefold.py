@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from phalanx.report.certificates import Certificates
-from phalanx.report.table import Table
-from phalanx.report.words import plural, rated
+from phalanx.report.words import plural
 from phalanx.runs import Ledger
 from phalanx.runs.proofs import Contradiction, threefold
 from phalanx.runs.rate import Rate
 
-if TYPE_CHECKING:
-    from phalanx.report.page import Page
-
+PARTS = ("broken", "certified", "undecided")
 _NAMED = 3
 """Contradictions that an alarm names."""
 
@@ -33,13 +30,16 @@ class Threefold:
     contradictions: tuple[Contradiction, ...]
     """Wrong answers within a certified radius, at any radius: there must be none."""
 
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """By `PARTS`."""
+        return dict(zip(PARTS, (self.broken, self.certified, self.undecided), strict=True))
+
     def to_json(self) -> dict[str, Any]:
         """Counts and contradictions."""
         return {
             "n": self.broken.n,
-            "broken": self.broken.held,
-            "certified": self.certified.held,
-            "undecided": self.undecided.held,
+            **{part: rate.held for part, rate in self.rates.items()},
             "contradictions": [each.to_json() for each in self.contradictions],
         }
 
@@ -70,29 +70,4 @@ def contradicted(label: str, found: Threefold | None) -> Iterator[str]:
     yield (
         f"{plural(len(wrong), 'certificate is', 'certificates are')} contradicted: {named}{more}. A certificate of "
         f"{label} is unsound, or a verdict wrong: quote neither"
-    )
-
-
-def threefold_table(page: Page) -> Table | None:
-    """A line for each model; None where nothing is certified."""
-    lines = [
-        (
-            row.label,
-            f"{row.measurement['norm']} {row.measurement['eps']}",
-            rated(row.threefold.broken),
-            rated(row.threefold.certified),
-            rated(row.threefold.undecided),
-            f"{row.n:,}",
-        )
-        for row in page.rows
-        if row.threefold is not None
-    ]
-    if not lines:
-        return None
-    return Table(
-        "Broken, certified or undecided",
-        "Every image is one of three: an attack broke it or it is wrong when clean, a certificate proves it right in "
-        "the whole ball, or neither. Robust accuracy lies between the certified share and all but the broken one.",
-        ("model", "threat", "broken, %", "certified, %", "undecided, %", "n"),
-        tuple(lines),
     )
