@@ -16,7 +16,7 @@ import argparse
 import copy
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -151,18 +151,35 @@ class Outcome(NamedTuple):
     """Of each: on a CPU its time, on a GPU what passes until it is done."""
 
 
-def cascade(components: Sequence[Component], data: Batch, batch_size: int = BATCH) -> Outcome:
-    """Each component on what those before it left standing; `data` is all classified rightly."""
+def cascade(components: Sequence[Component], data: Batch, batch_size: int = BATCH) -> Generator[None, None, Outcome]:
+    """Each component on what those before it left standing, pausing after every batch; `data` is all classified
+    rightly."""
     standing, rows, seconds = torch.ones_like(data.y, dtype=torch.bool), [], []
     device = data.x.device.type
     for component in components:
-        start = clock(device)
+        taken = 0.0
         for ids in torch.split(standing.nonzero().squeeze(1), batch_size):
+            start = clock(device)
             broken = component(Batch(data.x[ids], data.y[ids], data.ids[ids]))
             standing[ids[broken]] = False
-        seconds.append(clock(device) - start)
+            taken += clock(device) - start
+            yield
+        seconds.append(taken)
         rows.append(standing.clone())
     return Outcome(torch.stack(rows), tuple(seconds))
+
+
+def in_turn(cascades: Mapping[str, Generator[None, None, Outcome]]) -> dict[str, Outcome]:
+    """All of them, a batch of each at a time: whatever else the machine does then slows all alike."""
+    found, running = {}, dict(cascades)
+    while running:
+        for name, one in list(running.items()):
+            try:
+                next(one)
+            except StopIteration as end:
+                found[name] = end.value
+                del running[name]
+    return found
 
 
 # -- verdicts and time ---------------------------------------------------------------------------------------------
@@ -214,7 +231,7 @@ def compare(
     rounds: int,
     batch_size: int = BATCH,
 ) -> Comparison:
-    """`name` is the protocol. Both sides take turns, in an order shuffled each round."""
+    """`name` is the protocol. Both sides take turns, batch by batch, in an order shuffled each round."""
     clean, data = right_images(model, images, n)
     members = protocol(name, threat).members
     sides = {"ours": ours(model, members), "theirs": theirs(model, threat, members)}
@@ -225,8 +242,8 @@ def compare(
     order = list(sides)
     for _ in range(rounds):
         random.Random(len(times["total"]["ours"])).shuffle(order)
+        found = in_turn({side: cascade(sides[side], data, batch_size) for side in order})
         for side in order:
-            found[side] = cascade(sides[side], data, batch_size)
             for part, seconds in zip(REFERENCE_NAMES, found[side].seconds, strict=True):
                 times[part][side].append(max(seconds, 1e-9))
             times["total"][side].append(sum(found[side].seconds))

@@ -237,7 +237,7 @@ def test_a_cascade_attacks_what_stands_and_counts_both_ways(
 
         return component
 
-    found = script.cascade([breaking(0, 5), breaking(5, 6)], data, batch_size=4)
+    found = script.in_turn({"one": script.cascade([breaking(0, 5), breaking(5, 6)], data, batch_size=4)})["one"]
     assert seen == [[0, 1, 2, 3], [4, 5, 6, 7], [1, 2, 3, 4], [6, 7]]
     assert (~found.standing).sum(1).tolist() == [2, 3]
     nothing = breaking()
