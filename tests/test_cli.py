@@ -99,7 +99,7 @@ def test_several_seeds_make_one_table_and_resume(phalanx: Run, tmp_path: Path) -
     own = [json.loads((tmp_path / f"seed-{seed}" / "table.json").read_text())["rows"] for seed in (3, 4)]
     held = [row["worst_case"]["held"] for (row,) in own]
     assert table["rows"][0]["columns"]["worst"]["held"] == held and table["seeds"] == [3, 4]
-    assert "--seeds 3,4" in table["command"] and (tmp_path / "report.html").is_file()
+    assert table["command"].endswith(f"--out {tmp_path} --seeds 3,4") and (tmp_path / "report.html").is_file()
 
 
 def test_a_papers_table_over_seeds_has_its_own_place(phalanx: Run, tmp_path: Path) -> None:

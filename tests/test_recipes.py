@@ -178,6 +178,14 @@ def test_a_study_names_recipes_that_share_threat_and_data(name: str) -> None:
     assert len({work.label(row) for row in work.table}) == len(work.table)
 
 
+def test_the_wide_network_of_a_reduced_study_is_wide_beside_its_others() -> None:
+    runs = plan("dwf-reduced").runs
+    widths = {
+        name: run.model.options["width"] for name, run in runs.items() if "width" in getattr(run.model, "options", {})
+    }
+    assert widths["wide-at"] == 3 * widths["pgd-at"] == 48
+
+
 def test_a_setting_of_experts_passes_by_a_model_made_of_runs() -> None:
     runs = plan("dual-reduced").runs
     assert isinstance(runs["jtdmoe-0.5"].model, DualConfig) and runs["jtdmoe-0.5"].model.alpha == 0.5

@@ -25,8 +25,8 @@ def square(side: int, *channels: int) -> bytes:
     ("images", "target"),
     [
         ([square(28), square(28)], Target(None, "keep")),
-        ([square(64, 3)], Target(None, "keep")),
-        ([square(65, 3)], Target(64, "keep")),
+        ([square(64, 3)], Target(None, "rgb")),
+        ([square(65, 3)], Target(64, "rgb")),
         ([square(40), square(50)], Target(40, "keep")),
         ([square(8), square(50)], Target(32, "keep")),
         ([square(80), square(90)], Target(64, "keep")),
@@ -66,6 +66,14 @@ def test_a_folder_of_mixed_sizes_loads_with_auto(make_folder: Callable[..., Path
     data = load_data(f"folder:{root}", size="auto", color="auto")
     assert data.shape == (3, 40, 40)
     assert np.array_equal(data.train.pixels, load_data(f"folder:{root}", size=40, color="rgb").train.pixels)
+
+
+def test_four_colours_become_three(make_folder: Callable[..., Path]) -> None:
+    root = make_folder({"a": 4, "b": 4}, height=8, width=8)
+    for path in root.rglob("*.png"):
+        Image.open(path).convert("CMYK").save(path.with_suffix(".jpg"))
+        path.unlink()
+    assert load_data(f"folder:{root}", color="auto").shape == (3, 8, 8)
 
 
 def test_digits_are_as_they_are() -> None:

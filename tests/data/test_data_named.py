@@ -288,7 +288,9 @@ def publish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def download(url: str, folder: str, name: str) -> None:
         if not source.exists():
             raise OSError("no route to host")
-        shutil.copy(source, Path(folder) / name)
+        # as the real one: what is there already is not fetched again
+        if not (Path(folder) / name).exists():
+            shutil.copy(source, Path(folder) / name)
 
     monkeypatch.setattr(fetch, "_download_url", lambda: download)
     return source
@@ -314,6 +316,13 @@ def test_a_failed_or_wrong_download_leaves_nothing(publish: Path, tmp_path: Path
     with pytest.raises(InputError, match="no route to host"):
         fetch.fetch("cifar10", tmp_path / "here")
     assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_what_a_killed_download_left_is_fetched_again(publish: Path, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/a.bin.part").write_bytes(b"the d")
+    assert fetch.fetch("cifar10", tmp_path / "here") == tmp_path / "here"
+    assert (tmp_path / "here/a.bin").read_bytes() == b"the data"
 
 
 def test_what_cannot_be_fetched_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

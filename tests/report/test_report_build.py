@@ -222,3 +222,10 @@ def test_a_newer_schema_is_not_guessed_at(tmp_path: Path) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 9}))
     with pytest.raises(InputError, match="schema 9, this version reads up to 1"):
         page_of(source)
+
+
+def test_equal_labels_are_numbered(tmp_path: Path) -> None:
+    held = ("hhhhhbbb", "bbbbbbbb", "hhhbbbbb")
+    sources = [make_source(tmp_path / str(place), "AT", attacks={"pgd-50": each}) for place, each in enumerate(held)]
+    page = page_of(*sources)
+    assert [row.label for row in page.rows] == ["AT", "AT (2)", "AT (3)"]

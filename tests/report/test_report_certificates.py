@@ -96,6 +96,14 @@ def test_every_image_is_broken_certified_or_undecided(tmp_path: Path) -> None:
     assert not [notice for notice in page.notices if notice.kind == "fail"]
 
 
+def test_attacked_accuracy_of_other_images_is_not_set_beside_a_certificate(tmp_path: Path) -> None:
+    (beside,) = (one for one in certified(tmp_path).rows[0].certificates)
+    assert beside.same_images
+    page = certified(tmp_path / "fewer", n=5, ids=[0, 1, 2, 3, 4], radii=[0.1] * 5, reasons=["certified"] * 5, grid=[])
+    assert not page.rows[0].certificates[0].same_images
+    assert "50.0 [23.7, 76.3]</td>" not in render_html(page).split("Certified beside attacked")[1].split("</table>")[0]
+
+
 def test_a_spreadsheet_has_the_three_shares(tmp_path: Path) -> None:
     (row,) = csv.DictReader(io.StringIO(to_csv(certified(tmp_path))))
     assert (row["broken"], row["certified"], row["undecided"]) == ("0.5", "0.2", "0.3")

@@ -17,6 +17,14 @@ from report_sample import (
 )
 
 from phalanx.report import Page, RowSource
+from phalanx.report.opening import headlines
+
+AUTOATTACK = {
+    "apgd-100": spec("APGD", steps=100, restarts=5),
+    "apgd-t-100x9": spec("APGDTargeted", steps=100, objective="dlr_targeted", after=["apgd-100"]),
+    "fab-t-100x9": spec("FAB", steps=100, after=["apgd-100", "apgd-t-100x9"]),
+    "square-5000": spec("Square", objective="margin", after=["apgd-100", "apgd-t-100x9", "fab-t-100x9"]),
+}
 
 
 def _caveats(page: Page) -> str:
@@ -63,14 +71,30 @@ def test_what_is_missing_is_named(page: Page) -> None:
 
 
 def test_what_was_done_is_not_called_missing(tmp_path: Path) -> None:
-    specs = {
-        "autoattack": spec("AutoAttack", restarts=5),
-        "flip": spec("PGD", surface="router", restarts=5),
-    }
+    specs = {**AUTOATTACK, "flip": spec("PGD", surface="router", restarts=5)}
     page = page_of(make_source(tmp_path, clean="h" * 1000, attacks=dict.fromkeys(specs, "h" * 1000), specs=specs))
     assert page.caveats == (
         "Each row is one training run with one seed: the intervals do not hold the spread between seeds.",
     )
+
+
+def test_a_part_of_autoattack_or_a_smaller_budget_is_not_autoattack(tmp_path: Path) -> None:
+    weak = {"apgd-1": spec("APGD", steps=1), "fab-1": spec("FAB", steps=1), "square-1": spec("Square", queries=1)}
+    page = page_of(make_source(tmp_path, attacks=dict.fromkeys(weak, "h" * 10), specs=weak))
+    assert "not the whole of AutoAttack" in page.caveats[0]
+    whole = make_source(tmp_path, "B", attacks=dict.fromkeys(AUTOATTACK, "h" * 10), specs=AUTOATTACK)
+    both = page_of(make_source(tmp_path, "A", attacks=dict.fromkeys(weak, "h" * 10), specs=weak), whole)
+    assert both.caveats[0].startswith("Of A robust accuracy is an upper bound")
+
+
+def test_autoattack_aims_at_no_route(tmp_path: Path) -> None:
+    page = page_of(make_source(tmp_path, attacks=dict.fromkeys(AUTOATTACK, "h" * 10), specs=AUTOATTACK))
+    assert "No routing-aware attack" in _caveats(page)
+    assert "4 attacks, 0 of them aimed at routes" in headlines(page)[0].protocol
+    assert [figure.share for figure in headlines(page)[0].figures[:2]] == ["80.0 %"] * 2
+    transfer = {"experts-apgd-100": spec("ExpertTransfer", steps=100)}
+    aimed = page_of(make_source(tmp_path, "B", attacks=dict.fromkeys(transfer, "h" * 10), specs=transfer))
+    assert "No routing-aware attack" not in _caveats(aimed)
 
 
 def test_rows_that_do_not_compare_say_so(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def certify(
         if reachable is not None or as_printed:
             option = "--as-printed" if as_printed else "--reachable"
             raise InputError(f"{option} is not for --method smoothing, which reads no gate; leave it out")
-        check_subject(run, model, data, weights, None)
+        check_subject(run, model, weights, {"--data": data}, {})
         file = None if model is None or weights == "best" else Path(weights)
         subject = run if run is not None else (str(model), file, str(data))
         folder, found = _smooth(subject, norm, settings, given, time_budget, out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -88,9 +88,11 @@ def evaluate(
     classes: Annotated[
         int | None, typer.Option(min=2, help="With --model: its outputs. [default: the data's classes]")
     ] = None,
-    eps: Annotated[str, typer.Option(help="With --model: the radius, in pixel units of [0, 1].")] = "8/255",
-    norm: Annotated[str, typer.Option(help="With --model: Linf, L2 or L1.")] = "Linf",
-    seed: Annotated[int, typer.Option(min=0, help="With --model: of the attacks.")] = 0,
+    eps: Annotated[
+        str | None, typer.Option(help="With --model: the radius, in pixel units of [0, 1]. [default: 8/255]")
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help="With --model: Linf, L2 or L1. [default: Linf]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With --model: of the attacks. [default: 0]")] = None,
     set_: SetOption = None,
     out: Annotated[
         Path | None,
@@ -99,8 +101,10 @@ def evaluate(
 ) -> None:
     """Measure clean and robust accuracy on the test split, or go on where that was stopped.
 
-    Of RUN, or with --model and --data of any model, images in [0, 1] to logits.
+    Of RUN, or with --model and --data of any model, images in [0, 1] to logits. RUN is certified, too, where its recipe
+    says how (evaluation.certify).
     """
+    from phalanx.certification import certificate_text
     from phalanx.config import EvaluationConfig
     from phalanx.console import ConsoleReporter
     from phalanx.errors import Interrupted
@@ -111,6 +115,7 @@ def evaluate(
         HONESTY_NAME,
         LEDGER_NAME,
         Conduct,
+        certify_run,
         evaluate_foreign,
         evaluate_run,
         evaluate_view,
@@ -119,7 +124,9 @@ def evaluate(
         run_config,
     )
 
-    check_subject(run, model, data, weights, set_)
+    theirs = {"--data": data, "--classes": classes, "--eps": eps, "--norm": norm, "--seed": seed, "--set": set_}
+    check_subject(run, model, weights, theirs, {"--standard": standard, "--alpha": alpha})
+    asked_norm, asked_eps = norm or "Linf", eps or "8/255"
     if standard is None and alpha is not None:
         raise InputError("--alpha is a dual model's; give --standard RUN too")
     conduct = Conduct(
@@ -145,22 +152,26 @@ def evaluate(
     view = None if standard is None or run is None else _dual_view(standard, run, alpha or "picked")
     folder = out or evaluation_folder(run or Path(), settings, view)
     if model is not None and out is None:
-        folder = folder.with_name(file_name(f"{model.replace(':', '.')}-{folder.name}-{norm}-{eps}"))
+        folder = folder.with_name(file_name(f"{model.replace(':', '.')}-{folder.name}-{asked_norm}-{asked_eps}"))
     if surrogate and out is None:
         names = "+".join(Path(name.replace(":", ".")).name for name in surrogate)
         folder = folder.with_name(file_name(f"{folder.name}-from-{names}"))
+    certified: dict[str, Any] | None = None
     with ConsoleReporter(model or folder.name if run is None else run.name) as reporter:
         try:
             if model is not None:
-                threat = _parsed("--eps and --norm", lambda: ThreatModel(parse_norm(norm), eps))
-                asked = foreign_settings(str(data), threat, seed, tuple(set_ or ()))
+                threat = _parsed("--eps and --norm", lambda: ThreatModel(parse_norm(asked_norm), asked_eps))
+                asked = foreign_settings(str(data), threat, seed or 0, tuple(set_ or ()))
                 file = None if weights == "best" else Path(weights)
                 evaluate_foreign(model, file, folder, asked, settings, reporter, outputs=classes, conduct=conduct)
             elif run is not None and view is not None:
                 runs = {"standard": Path(view.standard), "robust": run}
                 evaluate_view(view, runs, folder, settings, reporter, conduct=conduct)
             elif run is not None:
-                evaluate_run(run, folder, settings, reporter, conduct=conduct)
+                found = evaluate_run(run, folder, settings, reporter, conduct=conduct)
+                if own is not None and own.certify is not None and (found is None or found.finished):
+                    norm_of_run = run_config(run).threat.norm
+                    _, certified = certify_run(run, settings, norm_of_run, own.certify, reporter=reporter)
         except Interrupted:
             if (folder / LEDGER_NAME).is_file():
                 typer.echo(evaluation_text(folder / LEDGER_NAME))
@@ -168,6 +179,8 @@ def evaluate(
     typer.echo(evaluation_text(folder / LEDGER_NAME))
     if checked := honesty_text(folder / HONESTY_NAME):
         typer.echo(checked)
+    if certified is not None:
+        typer.echo(certificate_text(certified))
     typer.echo(f"evaluation: {folder}")
     honesty = read_honesty(folder / HONESTY_NAME)
     refuse_dishonest([] if honesty is None else honesty.failed)
@@ -242,6 +255,8 @@ def _parsed(what: str, parse: Callable[[], ThreatModel]) -> ThreatModel:
 def _dual_view(standard: Path, robust: Path, alpha: str) -> DualView:
     from phalanx.config import DualView
 
+    if standard == robust:
+        raise InputError(f"--standard {standard} is RUN itself; a dual model has two halves: give another run")
     try:
         return DualView(
             standard=str(standard), robust=str(robust), alpha="picked" if alpha == "picked" else float(alpha)

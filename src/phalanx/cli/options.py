@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -42,16 +43,20 @@ SeedsOption = Annotated[
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Remove what the folder holds and start again.")]
 
 
-def check_subject(run: Path | None, model: str | None, data: str | None, weights: str, set_: list[str] | None) -> None:
-    """Raises InputError unless a run or a model is named, with the options that belong to it."""
-
+def check_subject(
+    run: Path | None, model: str | None, weights: str, for_model: Mapping[str, object], for_run: Mapping[str, object]
+) -> None:
+    """Raises InputError unless a run or a model is named, with the options that belong to it; both mappings are options
+    by their names, None where they were not given."""
     if (run is None) == (model is None):
         raise InputError("give either a run's folder or --model MODULE:FUNCTION, and not both")
     if run is not None and weights not in ("best", "last"):
         raise InputError(f"--weights must be best or last, got {weights!r}; a file goes with --model")
-    if run is not None and (data is not None or set_):
-        raise InputError("--data and --set are for --model: a run has its own data, as its recipe says")
-    if model is not None and data is None:
+    for option, value in (for_model if run is not None else for_run).items():
+        if value is not None:
+            whose = "--model: a run has its own, as its recipe says" if run is not None else "a run, not for --model"
+            raise InputError(f"{option} is for {whose}; leave it out")
+    if model is not None and for_model["--data"] is None:
         raise InputError("--model needs --data, such as digits or folder:PATH")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from phalanx.report import Page
     from phalanx.workflow import Reproduction
+
+
+TITLE = "Robustness report"
 
 
 def run(
@@ -71,7 +75,7 @@ def report(
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where to write. [default: the first folder]"),
     ] = None,
-    title: Annotated[str, typer.Option(help="Heading of the page.")] = "Robustness report",
+    title: Annotated[str, typer.Option(help="Heading of the page.")] = TITLE,
     format_: Annotated[
         list[str] | None,
         typer.Option(
@@ -85,9 +89,12 @@ def report(
     from phalanx.report import terminal_table
     from phalanx.workflow import find_rows, report_on
 
-    command = " ".join(["phalanx report", *map(str, runs)])
+    given = ["phalanx", "report", *map(str, runs)]
+    given += [part for name in format_ or () for part in ("--format", name)]
+    given += [] if title == TITLE else ["--title", title]
+    given += [] if out is None else ["--out", str(out)]
     page, files = report_on(
-        find_rows(runs), out or runs[0], title=title, description="", command=command, formats=format_ or ()
+        find_rows(runs), out or runs[0], title=title, description="", command=shlex.join(given), formats=format_ or ()
     )
     typer.echo(terminal_table(page))
     for name, path in files.items():
@@ -110,7 +117,7 @@ def _study(
     overrides = tuple(set_ or ())
     if seeds is None:
         work = make(overrides)
-        page, files = _made(work, work.folder(out), overrides, fresh, workers)
+        page, files = _made(work, work.folder(out), _command(work, overrides, out), fresh, workers)
         text, made = terminal_table(page), [page]
     else:
         chosen = parse_seeds(seeds, overrides)
@@ -121,8 +128,10 @@ def _study(
         pages: dict[int, Page] = {}
         for seed in chosen:
             typer.echo(f"seed {seed}", err=True)
-            pages[seed], _ = _made(planned[seed], seed_folder(folder, seed), settings[seed], fresh, workers)
-        command = f"{_command(work, overrides)} --seeds {','.join(map(str, chosen))}"
+            into = seed_folder(folder, seed)
+            again = _command(planned[seed], settings[seed], None if out is None else into)
+            pages[seed], _ = _made(planned[seed], into, again, fresh, workers)
+        command = f"{_command(work, overrides, out)} --seeds {','.join(map(str, chosen))}"
         text, files = report_over_seeds(pages, folder / work.report_in, command)
         made = list(pages.values())
     typer.echo(text)
@@ -132,12 +141,14 @@ def _study(
     refuse_dishonest(sorted({f"{label}: {check}" for label, honesty in checked for check in honesty.failed}))
 
 
-def _command(work: Reproduction, overrides: tuple[str, ...]) -> str:
-    return " ".join([work.command, *(f"--set {item}" for item in overrides)])
+def _command(work: Reproduction, overrides: tuple[str, ...], out: Path | None) -> str:
+    """What makes it again, to be pasted into a shell."""
+    given = [part for item in overrides for part in ("--set", item)] + ([] if out is None else ["--out", str(out)])
+    return " ".join([work.command, *map(shlex.quote, given)])
 
 
 def _made(
-    work: Reproduction, folder: Path, overrides: tuple[str, ...], fresh: bool, workers: int | None
+    work: Reproduction, folder: Path, command: str, fresh: bool, workers: int | None
 ) -> tuple[Page, dict[str, Path]]:
     """Makes what is not finished yet, and its report: the page, and its files by name."""
     from phalanx.console import ConsoleReporter
@@ -156,7 +167,7 @@ def _made(
         folder / work.report_in,
         title=work.plan.title,
         description=work.plan.description,
-        command=_command(work, overrides),
+        command=command,
         reported=work.reported,
         reported_source=work.source,
     )

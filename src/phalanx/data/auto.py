@@ -23,7 +23,7 @@ def target_of(source: Source, config: DataConfig) -> Target:
         return Target(size, color)
     sizes, greys = _survey(source)
     if color == "auto":
-        color = "keep" if len(greys) == 1 else "rgb"
+        color = "keep" if greys <= {True} else "rgb"
     if size == "auto":
         size = _side(sizes)
     return Target(size, color)

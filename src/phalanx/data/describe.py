@@ -11,7 +11,7 @@ import numpy as np
 from phalanx.data.config import DataConfig
 from phalanx.data.convert import Progress, convert, discard
 from phalanx.data.digits import CLASS_NAMES, load_digits
-from phalanx.data.epsilon import separation
+from phalanx.data.epsilon import Separation, separation
 from phalanx.data.load import scan
 from phalanx.data.partition import partition
 from phalanx.data.problems import DataProblems
@@ -27,6 +27,10 @@ def describe(splits: Splits) -> dict[str, Any]:
     Each split states its size, its images per class (in the order of `class_names`), and its lowest and
     highest pixel value (of `levels`).
     """
+    return _facts(splits, separation(splits.train))
+
+
+def _facts(splits: Splits, apart: Separation) -> dict[str, Any]:
     return {
         "name": splits.name,
         "shape": list(splits.shape),
@@ -40,7 +44,7 @@ def describe(splits: Splits) -> dict[str, Any]:
             "test in val": len(duplicates(splits.test, splits.val)),
             "val in train": len(duplicates(splits.val, splits.train)),
         },
-        "epsilon": separation(splits.train).to_json(),
+        "epsilon": apart.to_json(),
         "notes": list(splits.notes),
         "fingerprint": splits.fingerprint,
     }
@@ -51,11 +55,12 @@ def write_description(splits: Splits, folder: Path) -> dict[str, Any]:
 
     Raises InputError where there can be no such folder, DiskError.
     """
-    facts = describe(splits)
+    apart = separation(splits.train)
+    facts = _facts(splits, apart)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "description.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        strip(splits.train, separation(splits.train)).save(folder / "perturbed.png")
+        strip(splits.train, apart).save(folder / "perturbed.png")
     except (FileExistsError, NotADirectoryError):
         raise InputError(f"{folder} is a file, or below one; choose another folder with --out") from None
     except OSError as error:

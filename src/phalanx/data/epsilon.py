@@ -73,9 +73,9 @@ class Separation:
         shown = written(eps, self.levels)
         usual = USUAL if self.levels == 255 else USUAL_COARSE
         apart = (
-            f"of {len(self.distances)} training images the nearest of another class is {low}/{self.levels} away at "
-            f"least, {written(2 * self.limit, self.levels)} in the median, so that eps must stay below "
-            f"{float(self.limit):.3f}"
+            f"of {len(self.distances)} training images the nearest of another class, among {self.compared:,} drawn, is "
+            f"{low}/{self.levels} away at least, {written(2 * self.limit, self.levels)} in the median, so that eps "
+            f"must stay below {float(self.limit):.3f}"
         )
         if self.crowded(eps) > CROWDED:
             share = 100 * self.crowded(eps)

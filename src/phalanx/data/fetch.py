@@ -48,6 +48,8 @@ def fetch(name: str, root: Path | None = None, tell: Tell = print) -> Path:
 def _download(file: Upstream, folder: Path) -> None:
     """Under another name first: a file that was cut short never takes the real one's."""
     part = folder / f"{file.name}.part"
+    # what a kill left would be taken for the whole file
+    part.unlink(missing_ok=True)
     try:
         _download_url()(file.url, str(folder), part.name)
     except OSError as error:

@@ -34,6 +34,8 @@ class Book:
     """What a ledger holds."""
 
     binding: Binding
+    samples: frozenset[int]
+    """The images, by their position in the source data set."""
     clean: Rate
     clean_invalid: int
     faced: tuple[Faced, ...]
@@ -85,6 +87,7 @@ def read_book(path: Path) -> Book:
     counted = _counted(faced, binding.norm)
     return Book(
         binding=binding,
+        samples=frozenset(row.sample for row in rows),
         clean=Rate(found.clean_correct, found.n),
         clean_invalid=sum(row.attack == CLEAN and row.verdict == "invalid" for row in rows),
         faced=faced,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from phalanx.errors import InputError
@@ -57,7 +58,7 @@ def build_page(
         raise InputError("a report needs at least one evaluated run, got none; run phalanx evaluate RUN first")
     reported = reported or {}
     _check_columns(reported)
-    materials = [read_material(source) for source in sources]
+    materials = [read_material(source) for source in _told_apart(sources)]
     attacks, places = columns_of([material.book.faced for material in materials])
     released, released_places = columns_of([material.book.released for material in materials])
     outside, outside_places = columns_of([material.book.outside for material in materials])
@@ -92,6 +93,16 @@ def build_page(
         summary=summary(rows, attacks),
         caveats=caveats(rows, attacks),
     )
+
+
+def _told_apart(sources: Sequence[RowSource]) -> list[RowSource]:
+    """Equal labels, such as those of two runs of one recipe, numbered: tables over seeds and alarms go by the label."""
+    found: dict[str, RowSource] = {}
+    for source in sources:
+        names = (source.label, *(f"{source.label} ({number})" for number in range(2, len(sources) + 2)))
+        label = next(name for name in names if name not in found)
+        found[label] = replace(source, label=label)
+    return list(found.values())
 
 
 def _in_columns(faced: Sequence[Faced], places: Sequence[int | None]) -> tuple[AttackSummary | None, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ class Certificates:
     """Radii in pixel units of [0, 1], and the images that are right and certified there."""
     at_eps: Rate | None
     """At the radius that the model was attacked within; None in another norm."""
+    same_images: bool
+    """Whether it speaks of the images that were evaluated, all of them and no others."""
     vacuous: str
     """Why the bounds say nothing; empty where they do."""
     proof: Proof
@@ -42,18 +44,20 @@ class Certificates:
         return {"norm": self.norm, "method": self.method, "n": self.n, "grid": grid, "certified_at_eps": at_eps}
 
 
-def read_certificates(run: Path | None, binding: Binding) -> tuple[Certificates, ...]:
+def read_certificates(run: Path | None, binding: Binding, samples: Collection[int] = ()) -> tuple[Certificates, ...]:
     """Those in a run's folder that are of the evaluated model, weights and all; none without a run.
 
-    Raises CorruptError naming the file and the key, InputError for a file of a newer version.
+    `samples` are those evaluated, for `same_images`. Raises CorruptError naming the file and the key, InputError for a
+    file of a newer version.
     """
     if run is None:
         return ()
     records = [read_record(path, missing="") for path in sorted(run.glob(f"certificates/*/{CERTIFICATES_NAME}"))]
-    return tuple(_read(record, binding) for record in records if record.text("model_sha256") == binding.model_sha256)
+    own = (record for record in records if record.text("model_sha256") == binding.model_sha256)
+    return tuple(_read(record, binding, samples) for record in own)
 
 
-def _read(record: Fields, binding: Binding) -> Certificates:
+def _read(record: Fields, binding: Binding, samples: Collection[int]) -> Certificates:
     norm, n = record.text("norm"), record.integer("n")
     radii, reasons = record.numbers("radii"), record.values.get("reasons")
     if not isinstance(reasons, list) or not len(radii) == len(reasons) == n:
@@ -73,6 +77,7 @@ def _read(record: Fields, binding: Binding) -> Certificates:
         n=n,
         grid=tuple((at.number("radius") or 0.0, _rate(at, n)) for at in record.items("grid")),
         at_eps=Rate(sum(at >= eps for at in held), n) if norm == binding.norm else None,
+        same_images={*ids} == {*samples},
         vacuous=str(record.values.get("vacuous") or ""),
         proof=Proof(norm, method, proved),
     )
@@ -95,7 +100,7 @@ def certificates_table(rows: Sequence[tuple[str, str, Rate | None, tuple[Certifi
         for label, eps, worst, certified in rows
         for found in certified
         for at, rate, attacked in (
-            *([(eps, found.at_eps, rated(worst))] if found.at_eps is not None else []),
+            *([(eps, found.at_eps, rated(worst) if found.same_images else ABSENT)] if found.at_eps is not None else []),
             *((f"{at:.4g}", rate, ABSENT) for at, rate in found.grid),
         )
     ]
@@ -107,7 +112,8 @@ def certificates_table(rows: Sequence[tuple[str, str, Rate | None, tuple[Certifi
     return Table(
         "Certified beside attacked accuracy",
         f"Of {models}. Certified: no perturbation of that size changes the answer, whatever the attack; a lower bound. "
-        f"Attacked: the worst case over everything tried; an upper bound. The truth lies between.{notes}",
+        f"Attacked: the worst case over everything tried; an upper bound. The truth lies between; a "
+        f"dash where other images were attacked than certified.{notes}",
         ("model", "norm", "method", "n", "radius", "certified, %", "attacked, %"),
         tuple(lines),
     )

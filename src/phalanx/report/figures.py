@@ -53,7 +53,11 @@ def _measured(row: Row, attacks: Sequence[Attack]) -> list[tuple[str, Rate, int]
         for place, (attack, done) in enumerate(zip(attacks, row.attacks, strict=True), start=1)
         if done
     ]
-    worst = [("RA, worst case", row.worst, len(attacks) + 1)] if row.worst is not None and len(faced) > 1 else []
+    worst = (
+        [("RA, worst case", row.worst, len(attacks) + 1)]
+        if row.worst is not None and len(faced) + len(row.challenges) > 1
+        else []
+    )
     return [("SA, clean", row.clean, 0), *worst, *faced]
 
 

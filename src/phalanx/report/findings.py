@@ -11,7 +11,7 @@ from phalanx.report.page import UNTRAINED, Attack, Notice, Row
 from phalanx.report.words import bounds, listed, percent, plural
 from phalanx.runs import AttackSummary
 from phalanx.runs.rate import Rate
-from phalanx.runs.summary import radius
+from phalanx.runs.summary import autoattack_keys, radius
 
 SMALL_N = 1000
 """Below this many images the interval of an accuracy spans more than 6 points in the middle."""
@@ -23,8 +23,8 @@ ZERO_GRADIENT_ALARM = 0.05
 """A larger share of images without any gradient: the training attack is blind on them."""
 
 _TOLD_ROWS = 3
-_AUTOATTACK_PARTS = frozenset({"apgd", "fab", "square"})
-_GENERAL_OBJECTIVES = frozenset({"cross_entropy", "margin", "dlr"})
+_AUTOATTACK_PARTS = frozenset({"APGD", "APGDTargeted", "FAB", "Square"})
+_GENERAL_OBJECTIVES = frozenset({"cross_entropy", "margin", "dlr", "dlr_targeted", "kl"})
 
 
 # -- what was found ------------------------------------------------------------------------------------------------
@@ -128,12 +128,18 @@ def _attack_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[
     if not attacks:
         yield "No attack has been run: nothing here says anything about robustness."
         return
-    families = list(dict.fromkeys(str(attack.spec.get("attack", attack.name)) for attack in attacks))
-    folded = {family.casefold() for family in families}
-    if "autoattack" not in folded and not folded >= _AUTOATTACK_PARTS:
+    weak = [row for row in rows if row.worst is not None and not _faced_autoattack(row, attacks)]
+    if weak and len(weak) == len(rows):
+        families = list(dict.fromkeys(str(attack.spec.get("attack", attack.name)) for attack in attacks))
+        without = "not the whole of AutoAttack" if {*families} & _AUTOATTACK_PARTS else "no AutoAttack"
         yield (
-            f"Only {listed(families)} {'has' if len(families) == 1 else 'have'} been run, no AutoAttack: "
+            f"Only {listed(families)} {'has' if len(families) == 1 else 'have'} been run, {without}: "
             "each robust accuracy is an upper bound, and a stronger attack may lower it."
+        )
+    elif weak:
+        yield (
+            f"Of {listed([row.label for row in weak])} robust accuracy is an upper bound: not the whole of AutoAttack "
+            "has been run."
         )
     small = [row.label for row in rows if row.worst is not None and not _used_whole_radius(row, attacks)]
     if small:
@@ -144,6 +150,12 @@ def _attack_caveats(rows: Sequence[Row], attacks: Sequence[Attack]) -> Iterator[
         yield "No attack has aimed at a dual model's halves, one of which may be fooled far more easily than both."
     if all(attack.spec.get("restarts", 1) == 1 for attack in attacks):
         yield "Every attack started once per image; restarts may break more."
+
+
+def _faced_autoattack(row: Row, attacks: Sequence[Attack]) -> bool:
+    """All of its standard version, each with the published budget."""
+    faced = [attack.name for attack, done in zip(attacks, row.attacks, strict=True) if done]
+    return bool(autoattack_keys(faced, str(row.measurement["norm"])))
 
 
 def _used_whole_radius(row: Row, attacks: Sequence[Attack]) -> bool:
@@ -157,7 +169,10 @@ def _radius(attack: Attack, row: Row) -> float:
 
 
 def aims_at_routing(attack: Attack) -> bool:
-    """Whether it knows of routes: it climbs another surface than the whole model's, or an objective about routes."""
+    """Whether it knows of routes: it climbs another surface than the whole model's, or an objective about routes, or
+    tries what breaks a single expert."""
+    if attack.spec.get("attack") == "ExpertTransfer":
+        return True
     return attack.surface != "whole" or attack.spec.get("objective", "margin") not in _GENERAL_OBJECTIVES
 
 

@@ -147,7 +147,7 @@ def read_material(source: RowSource) -> Material:
     evaluation = _read_evaluation(source.evaluation / EVALUATION_NAME, book.binding)
     if evaluation is not None:
         _check_view(evaluation, source)
-    certificates = read_certificates(source.run, book.binding)
+    certificates = read_certificates(source.run, book.binding, book.samples)
     return Material(
         label=source.label,
         run=None if source.run is None else _read_training(source.run),

@@ -29,9 +29,9 @@ from phalanx.runs.rate import Rate
 from phalanx.runs.threats import Coverage
 
 UNTRAINED = "none"
+"""The method of a run of no epochs: its weights came with it."""
 FOREIGN = "foreign"
 """The view of a model that was made elsewhere."""
-"""The method of a run of no epochs: its weights came with it."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from phalanx.report.seeds import SeedRow, SeedSweep, SeedTable, Spread
 from phalanx.report.sweeps import printed_points
 from phalanx.report.table import Table
 from phalanx.report.text import aligned, wrapped
-from phalanx.report.threats import NOTE, TITLE, of_models
+from phalanx.report.threats import NOTE, PARTLY, TITLE, of_models
 from phalanx.report.threefold import PARTS
 from phalanx.report.words import ABSENT, listed, plural, rated
 from phalanx.runs.rate import Rate
@@ -189,7 +189,7 @@ def _threat_cells(lines: Sequence[Fields]) -> tuple[str, str]:
         rates = tuple(Rate(line.integer("held"), line.integer("n")) for line in lines)
         return f"RA {Spread(rates).text} %", under
     broken = ", ".join(f"{line.integer('broken'):,} of {line.integer('tried'):,}" for line in lines)
-    return f"broke {broken}", under
+    return f"broke {broken}", under + (PARTLY if lines[0].text("status") == "partly" else "")
 
 
 def _threat_lines(table: SeedTable) -> Iterator[str]:

@@ -26,7 +26,12 @@ _TOLD_ROWS = 3
 """Of more rows, the terminal does not print every attack."""
 _COUNTED = ("broken", "invalid", "timeout", "spared", "untried", "routed", "flipped")
 # so that all columns and a label of 14 characters fit beside each other
-_STACKED = {"RA-RMoE": "RA-\nRMoE", "RA-SMoE": "RA-\nSMoE", "steering": "steer-\ning"}
+_STACKED = {
+    "RA-RMoE": "RA-\nRMoE",
+    "RA-SMoE": "RA-\nSMoE",
+    "steering": "steer-\ning",
+    "AutoAttack": "Auto-\nAttack",
+}
 
 
 # -- text ----------------------------------------------------------------------------------------------------------

@@ -84,11 +84,14 @@ def under(line: Coverage) -> str:
     return f"{names}, {line.within}{budget}{_caution(line)}"
 
 
+PARTLY = "; tried only on what other attacks had left standing, so no accuracy of its own"
+
+
 def _caution(line: Coverage) -> str:
     if line.lowered is not None:
         return f"; submitted images, which lower the headline by {plural(line.lowered, 'image')}"
     if line.status == "partly":
-        return "; tried only on what other attacks had left standing, so no accuracy of its own"
+        return PARTLY
     return ""
 
 

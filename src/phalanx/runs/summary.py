@@ -284,11 +284,10 @@ def _summarise_attack(
 
 
 def autoattack_keys(attacks: Collection[str], norm: str) -> list[Key]:
-    """The members of AutoAttack's standard version among a ledger's declared attacks, if all of them are there and
-    others besides: what to read AutoAttack's own number from, beside a worst case that knows more. Else none."""
+    """The members of AutoAttack's standard version among a ledger's declared attacks, if all of them are there: what
+    to read AutoAttack's own number from, beside a worst case that may know more. Else none."""
     members = AUTOATTACK.get(norm, ())
-    named = {*attacks}
-    return [(name, "whole") for name in members] if members and {*members} < named else []
+    return [(name, "whole") for name in members] if members and {*members} <= {*attacks} else []
 
 
 def held_by_all(rows: Iterable[Verdict], choices: Mapping[Name, Collection[Key]]) -> dict[Name, int]:
