@@ -24,6 +24,10 @@ def eleven() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 11))
 
 
+def three_channels() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 10))
+
+
 def number() -> int:
     return 3
 

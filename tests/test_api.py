@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import phalanx as px
 from phalanx.errors import InputError
+from phalanx.runs.checkpoint import load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,26 @@ def test_train_evaluate_load_attack(data: px.Splits, tmp_path: Path) -> None:
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
 
 
+def test_whose_weights_are_where(data: px.Splits, tmp_path: Path) -> None:
+    model = _mixture(data)
+    run = px.train(model, "st", data, epochs=1, out=tmp_path / "run")
+    last = load_tensors(tmp_path / "run/last.safetensors")[0]
+    assert run.model is not model and all(torch.equal(value, last[key]) for key, value in model.state_dict().items())
+    # a finished run trains nobody
+    again, untrained = _mixture(data), _mixture(data)
+    px.train(again, "st", data, epochs=1, out=tmp_path / "run")
+    assert all(map(torch.equal, again.parameters(), untrained.parameters()))
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_sessions(
+    data: px.Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phalanx.workflow.training.trained_seconds", lambda run: 3600.0)
+    px.train(_mixture(data), "st", data, epochs=1, out=tmp_path / "run")
+    recorded = json.loads((tmp_path / "run/environment.json").read_text())["seconds"]
+    assert recorded >= 3600
+
+
 def test_a_hand_built_model_needs_a_factory(data: px.Splits, tmp_path: Path) -> None:
     def factory() -> nn.Module:
         return px.MixtureOfExperts(None, [nn.Sequential(nn.Flatten(), nn.Linear(64, 10))])
@@ -68,8 +90,11 @@ def test_mistakes_are_named(data: px.Splits, tmp_path: Path) -> None:
         px.train(_mixture(data), "attt", data, out=tmp_path / "run")
     with pytest.raises(InputError, match=r"no routed model.*MixtureOfExperts\(None, \[network\]\)"):
         px.train(nn.Linear(2, 2), "st", data, out=tmp_path / "other", factory=lambda: nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="norm must be one of Linf, L2, L1, got 'L3'"):
-        px.evaluate(_mixture(data), data.test, norm="L3")
+    for wrong, message in (({"norm": "L3"}, "norm must be one of Linf, L2, L1, got 'L3'"), ({"eps": 8}, "8/255")):
+        with pytest.raises(InputError, match=message):
+            px.evaluate(_mixture(data), data.test, **wrong)
+        with pytest.raises(InputError, match=message):
+            px.train(_mixture(data), "st", data, out=tmp_path / "run", **wrong)
     with pytest.raises(InputError, match="protocol has no attack 'strongest'"):
         px.evaluate(_mixture(data), data.test, protocol="strongest")
 

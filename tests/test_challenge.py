@@ -22,6 +22,7 @@ from phalanx.data import load_data
 from phalanx.errors import CorruptError, HonestyError, InputError, LockedError
 from phalanx.evaluation.claim import read_evaluation
 from phalanx.report import build_page, evaluation_text, render_html, terminal_table, to_json
+from phalanx.routing import Routed
 from phalanx.runs import Ledger, RunFolder
 from phalanx.runs.sidecar import verify_sidecar
 from phalanx.runs.threats import HOW
@@ -306,6 +307,8 @@ def _header(shape: tuple[int, ...]) -> bytes:
         ({"x_adv.npy": _header((-5, 1, 8, 8))}, "no sound"),
         ({"x_adv.npy": b"\x93NUMPY\x01\x00\x10\x00" + b"(" * 16}, "no sound"),
         ({"x_adv.npy": b""}, "no sound"),
+        # declares a header of 300 MB, and brings it
+        ({"x_adv.npy": b"\x93NUMPY\x02\x00" + (3 * 10**8).to_bytes(4, "little")}, r"version \(2, 0\) of the .npy"),
     ],
 )
 def test_a_file_that_lies_about_its_size_sets_nothing_aside(
@@ -361,11 +364,13 @@ def test_another_model_other_data_or_a_damaged_folder_is_refused(
 def test_a_model_that_answers_by_the_batch_merges_nothing(
     run: Path, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phalanx.workflow.challenge.answers", lambda model, x: model(x).roll(1, -1).detach())
     before = state(evaluation_of(run))
-    with pytest.raises(HonestyError, match="judged otherwise in batches of"):
-        submit(images, run, "x")
-    assert state(evaluation_of(run)) == before
+    for other in (lambda logits: logits.roll(1, -1), lambda logits: logits * float("nan")):
+        answer = lambda model, x, other=other: Routed(other(model(x)), None)  # noqa: E731
+        monkeypatch.setattr("phalanx.evaluation.again.answer", answer)
+        with pytest.raises(HonestyError, match="judged otherwise in batches of"):
+            submit(images, run, "x")
+        assert state(evaluation_of(run)) == before
 
 
 def test_a_folder_in_use_an_evaluation_in_work_and_one_of_several_are_refused(run: Path, images: Path) -> None:

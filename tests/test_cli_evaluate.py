@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from foreign_models import Crowded, linear
 from phalanx.cli import main
 from phalanx.errors import HonestyError
 from phalanx.runs import Ledger, RunFolder
+from phalanx.runs.sidecar import write_protected
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -153,13 +156,36 @@ def test_someone_elses_model(phalanx: Run, tmp_path: Path) -> None:
     assert evaluated(phalanx, tmp_path / "a", *asked)[0] == out
 
 
+def test_a_finished_folder_is_not_believed_of_changed_code(
+    phalanx: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["--model", "foreign_models:linear", "--data", "digits", "--protocol", "fgsm", "--n", 5]
+    out, _ = evaluated(phalanx, tmp_path / "a", *asked)
+    assert evaluated(phalanx, tmp_path / "a", *asked)[0] == out
+    monkeypatch.setattr("foreign_models.linear", lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    code, out, err = phalanx("evaluate", *asked, "--out", tmp_path / "a")
+    assert code == 2 and "is finished, but of another model" in err and not out
+
+
+@pytest.mark.parametrize("mistake", [["--model", "foreign_models:three_channels"], ["--protocol", "pdg-5"]])
+def test_a_mistake_leaves_no_folder(phalanx: Run, tmp_path: Path, mistake: list[str]) -> None:
+    asked = ["--model", "foreign_models:linear", "--data", "digits", "--protocol", "fgsm", "--n", 5]
+    code, _, err = phalanx("evaluate", *asked, *mistake, "--out", tmp_path / "a")
+    assert code == 2 and "Traceback" not in err and not (tmp_path / "a").exists()
+    evaluated(phalanx, tmp_path / "a", *asked)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "either a run's folder or --model"),
         (["nowhere", "--model", "a:b"], "and not both"),
         (["--model", "foreign_models:linear"], "--model needs --data"),
-        (["nowhere", "--data", "digits"], "--data and --set are for --model"),
+        (["nowhere", "--data", "digits"], "--data is for --model: a run has its own"),
+        (["nowhere", "--eps", "1/255"], "--eps is for --model"),
+        (["nowhere", "--seed", "0"], "--seed is for --model"),
+        (["--model", "foreign_models:linear", "--data", "digits", "--standard", "st"], "--standard is for a run"),
+        (["--model", "foreign_models:linear", "--data", "digits", "--alpha", "0.5"], "--alpha is for a run"),
         (["nowhere", "--weights", "w.safetensors"], "a file goes with --model"),
         (["--model", "linear", "--data", "digits"], "must be 'module:function'"),
         (["--model", "nowhere_at_all:f", "--data", "digits"], "cannot import module 'nowhere_at_all'"),
@@ -167,6 +193,7 @@ def test_someone_elses_model(phalanx: Run, tmp_path: Path) -> None:
         (["--model", "foreign_models:number", "--data", "digits"], "must return a torch.nn.Module, got int"),
         (["--model", "foreign_models:eleven", "--data", "digits"], "11 outputs and there are 10 classes"),
         (["--model", "foreign_models:probabilities", "--data", "digits"], "--allow probabilities"),
+        (["--model", "foreign_models:three_channels", "--data", "digits"], "does not take images of shape (1, 8, 8)"),
         (["--model", "foreign_models:linear", "--data", "digits", "--weights", "w.pt"], "a .safetensors file"),
         (["--model", "foreign_models:linear", "--data", "digits", "--weights", "w.safetensors"], "there is no w.saf"),
         (["--model", "foreign_models:linear", "--data", "digits", "--eps", "8"], "is it 8/255?"),
@@ -222,6 +249,36 @@ def test_a_verdict_that_the_file_does_not_reproduce_is_an_error(
     assert RunFolder(tmp_path / "images").status() == "running"
 
 
+def test_an_answer_that_is_finite_in_one_batch_alone_is_an_error(
+    phalanx: Run, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear()
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.linear(x)
+            return logits if len(x) == 20 else logits * float("nan")
+
+    monkeypatch.setattr("phalanx.workflow.attacking.load", lambda run, weights: Overflowing())
+    asked = ["attack", run, "--attack", "fgsm", "--n", 20, "--batch-size", 20, "--out", tmp_path / "images"]
+    code, _, err = phalanx(*asked)
+    assert code == HonestyError.exit_code and "20 of 20 images are judged otherwise" in err
+
+
+def test_attacked_images_are_of_one_model_and_one_attack(phalanx: Run, run: Path, tmp_path: Path) -> None:
+    own, folder = Path(shutil.copytree(run, tmp_path / "own")), tmp_path / "images"
+    asked = ["attack", own, "--n", 4, "--png", 0, "--out", folder]
+    code, _, err = phalanx(*asked, "--attack", "foo")
+    assert code == 2 and "'foo'" in err and not folder.exists()
+    assert phalanx(*asked, "--attack", "fgsm")[0] == phalanx(*asked, "--attack", "fgsm")[0] == 0
+    write_protected(own / "model.json", (own / "model.json").read_bytes() + b"\n")
+    RunFolder(own).finish()
+    code, _, err = phalanx(*asked, "--attack", "fgsm")
+    assert code == 2 and "is finished, but of another model" in err
+
+
 def test_an_attack_command_takes_one_attack(phalanx: Run, run: Path, tmp_path: Path) -> None:
     code, _, err = phalanx("attack", run, "--attack", "standard", "--out", tmp_path / "images")
     assert code == 2 and "--attack must be one attack, got 'standard', which is 4" in err
@@ -259,6 +316,15 @@ def test_quick_with_a_surrogate(phalanx: Run, run: Path, tmp_path: Path) -> None
     assert evaluated(phalanx, folder, *arguments)[0] == out
     code, _, err = phalanx("evaluate", *arguments[:-2], "--out", folder)
     assert code == 2 and "another configuration" in err
+
+
+def test_robust_accuracies_under_different_surrogates_do_not_compare(phalanx: Run, run: Path, tmp_path: Path) -> None:
+    one, two, asked = tmp_path / "one", tmp_path / "two", [run, "--protocol", "fgsm", "--n", 4]
+    evaluated(phalanx, one, *asked)
+    evaluated(phalanx, two, *asked, "--surrogate", "foreign_models:linear")
+    code, _, err = phalanx("compare", one, two)
+    assert code == 2 and "attack transfer:foreign_models:linear: only one has it" in err
+    assert phalanx("compare", two, two)[0] == 0
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from phalanx.cli import main
-from phalanx.evaluation.honesty import CHECKS
+from phalanx.evaluation.honesty import CHECKS, LEFT_OUT, Honesty
 from phalanx.runs import RunFolder
+from phalanx.workflow import measuring
 
 Run = Callable[..., tuple[int, str, str]]
 TINY = ["training.epochs=1", "validation.n=20", "threat.eps=1/32", "evaluation.n=12", "evaluation.analysis=null"]
@@ -44,6 +47,37 @@ def test_a_failure_is_exit_code_7_and_the_evaluation_is_kept(phalanx: Run, run: 
     assert code == 7 and "FAIL E16 planted route" in out and "honesty checks failed (E16)" in err
     assert RunFolder(folder).status() == "finished" and "worst case per image" in out
     assert phalanx(*asked)[0] == 7
+
+
+def test_certificates_that_the_run_holds_are_compared(phalanx: Run, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+
+    def told(out: str) -> str:
+        phalanx("evaluate", copy, "--protocol", "pgd-10,steer-5", "--n", 12, "--out", tmp_path / out)
+        (found,) = (c for c in json.loads((tmp_path / out / "honesty.json").read_text())["checks"] if c["id"] == "E19")
+        return str(found["status"])
+
+    code, out, err = phalanx("certify", copy, "--norm", "linf", "--method", "lipschitz", "--n", 12)
+    assert code == 0, out + err
+    assert told("sound") == "pass"
+    (path,) = copy.glob("certificates/*/certificates.json")
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps({**record, "radii": [1.0] * 12, "reasons": ["certified"] * 12}))
+    assert told("unsound") == "fail"
+
+
+def test_checks_take_no_larger_batches(
+    phalanx: Run, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+
+    def seen(*given: Any, batch_size: int, **options: Any) -> Honesty:
+        sizes.append(batch_size)
+        return LEFT_OUT
+
+    monkeypatch.setattr(measuring, "run_checks", seen)
+    phalanx("evaluate", run, "--protocol", "fgsm", "--n", 12, "--batch-size", 5, "--out", tmp_path / "out")
+    assert sizes == [5]
 
 
 def test_checks_can_be_left_out_and_that_is_said(phalanx: Run, run: Path, tmp_path: Path) -> None:

@@ -131,12 +131,13 @@ def test_every_name_is_the_protocol_s_own() -> None:
         ({"is_tf_model": True}, "only torch"),
         ({"version": "best"}, "version must be one of standard, plus, rand, custom"),
         ({"version": "standard", "attacks_to_run": ["square"]}, "use version='custom'"),
-        ({"norm": "L7"}, "norm must be one of"),
+        ({"norm": "L7"}, "norm must be one of Linf, L2, L1, got 'L7'"),
+        ({"device": "gpu"}, "device='gpu' is none that torch knows; give 'cuda' or 'cpu'"),
         ({"eps": -1, "version": "standard", "attacks_to_run": []}, "at least 0"),
     ],
 )
 def test_what_does_not_fit_is_said_at_once(options: dict[str, Any], words: str) -> None:
-    with pytest.raises((InputError, ValueError), match=words):
+    with pytest.raises(InputError, match=words):
         adversary(**options)
 
 
@@ -154,8 +155,12 @@ def test_the_reference_s_default_device_is_named_where_there_is_none() -> None:
         ({"attacks_to_run": ["pgd"]}, "can name apgd-ce"),
         ({"bs": 0}, "bs must be"),
         ({"x": 2 * images(4)[0]}, r"in \[0, 1\]"),
-        ({"y": images(3)[1]}, "as many images as labels"),
-        ({"y": images(4)[1].float()}, "integer labels"),
+        ({"y": images(3)[1]}, r"as many images \(N, ...\) as labels, .* and 3 labels"),
+        ({"y": images(4)[1].float()}, r"integer labels \(N,\), got torch.float32 of shape \(4,\)"),
+        ({"y": images(4)[1][:, None]}, r"integer labels \(N,\), got torch.int64 of shape \(4, 1\)"),
+        ({"x": images(4)[0].numpy()}, "x_orig must be a torch tensor, got ndarray; convert it"),
+        ({"y": images(4)[1].tolist()}, "y_orig must be a torch tensor, got list"),
+        ({"x": torch.zeros(4)}, r"as many images \(N, ...\) as labels, at least one, got shape \(4,\)"),
         ({"n_iter": 0}, "apgd-ce: steps must be at least 1"),
     ],
 )
@@ -163,6 +168,9 @@ def test_what_cannot_be_run_is_said_before_it_starts(change: dict[str, Any], wor
     made = adversary(attacks_to_run=change.get("attacks_to_run", ["apgd-ce"]), verbose=False)
     made.apgd.n_iter = change.get("n_iter", 2)
     x, y = images(4)
+    if "attacks" not in words and change.keys() & {"x", "y"}:
+        with pytest.raises(InputError, match=words):
+            made.clean_accuracy(change.get("x", x), change.get("y", y))
     with pytest.raises(InputError, match=words):
         made.run_standard_evaluation(change.get("x", x), change.get("y", y), bs=change.get("bs", 4))
 
@@ -301,6 +309,18 @@ def test_clean_accuracy(capsys: pytest.CaptureFixture[str]) -> None:
     assert f"clean accuracy: {expected:.2%}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_non_finite_answer_is_not_right(value: float) -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([torch.full((len(x), 1), value), x.new_zeros(len(x), 9)], 1)
+
+    x, y = images()
+    assert adversary(Broken(), verbose=False).clean_accuracy(x, torch.zeros_like(y)) == 0
+    with pytest.raises(InputError, match=r"labels must be in 0..9, the model's classes, got 10..10"):
+        adversary(verbose=False).clean_accuracy(x, torch.full_like(y, 10))
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_fall_back_by_name(classes: int, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(1)
@@ -381,6 +401,24 @@ def test_a_state_of_something_else_is_refused(tmp_path: Path) -> None:
     theirs.write_text('{"_attacks_to_run": "{\'apgd-t\'}"}', encoding="utf-8")
     with pytest.raises(InputError, match="no state of Phalanx"):
         adversary(verbose=False).run_standard_evaluation(x, y, state_path=theirs)
+
+
+def test_a_state_of_other_attacks_is_refused_and_one_of_fewer_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    x, y = images(12)
+    first = adversary(attacks_to_run=["apgd-ce"], verbose=False)
+    first.run_standard_evaluation(x, y, state_path=path)
+    words = r"state is a state of apgd-5, and this call runs square-\d+; give a new name, or run apgd-5 as well"
+    with pytest.raises(InputError, match=words):
+        adversary(attacks_to_run=["square"], verbose=False).run_standard_evaluation(x, y, state_path=path)
+    longer = adversary(attacks_to_run=["apgd-ce"], verbose=False)
+    longer.apgd.n_iter = 6
+    with pytest.raises(InputError, match="is a state of apgd-5, and this call runs apgd-6"):
+        longer.run_standard_evaluation(x, y, state_path=path)
+    both = ["apgd-ce", "square"]
+    expected = adversary(attacks_to_run=both, verbose=False).run_standard_evaluation(x, y)
+    found = adversary(attacks_to_run=both, verbose=False).run_standard_evaluation(x, y, state_path=path)
+    assert torch.equal(found, expected)  # type: ignore[arg-type]
 
 
 def test_a_lost_image_is_not_passed_over(tmp_path: Path) -> None:

@@ -79,6 +79,27 @@ def test_it_sees_a_frozen_model_and_no_clean_errors() -> None:
     assert model.training
 
 
+def test_the_verdict_is_that_of_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 10)).eval()
+    model[2].running_mean.uniform_(-1, 1)
+    x = images(6)[1]
+    y = model(x).argmax(-1)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def sloppy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        model.train().requires_grad_()
+        model(x)
+        with torch.no_grad():
+            model[4].weight.neg_()
+        return x
+
+    result = foreign(sloppy).run(model, x, y)
+    assert not result.broken.any() and torch.equal(result.predicted, y)
+    assert not any(part.training for part in model.modules())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 def test_its_random_numbers_are_seeded_and_nobody_else_s() -> None:
     model, x, y = images()
 

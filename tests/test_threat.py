@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from phalanx.rng import SampleRng
-from phalanx.threat import NORMS, Norm, ThreatModel, parse_epsilon, parse_norm
+from phalanx.threat import NORMS, Norm, ThreatModel, parse_epsilon, parse_norm, unit_l2
 from reference.projection import nearest_in_l1_ball
 
 norms = st.sampled_from(NORMS)
@@ -150,6 +150,16 @@ def test_tiny_and_huge_gradients_give_whole_steps(norm: Norm) -> None:
     for scale in (1e-37, 1e-20, 1e37):
         moved = threat.step(x, torch.tensor([[0.0, scale, 0.0]]), 0.1, x)
         torch.testing.assert_close(moved, torch.tensor([[0.4, 0.5, 0.4]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_l2_direction_has_length_one_in_every_precision(dtype: torch.dtype) -> None:
+    size = torch.finfo(dtype)
+    for scale in (size.smallest_normal / 32, 1.0, size.max / 4):
+        gradient = torch.tensor([[3 * scale, 4 * scale, 0.0], [0.0] * 3], dtype=torch.float64).to(dtype)
+        found = unit_l2(gradient).double()
+        torch.testing.assert_close(found[0].norm().item(), 1.0, rtol=size.eps * 4, atol=0)
+        assert not found[1].any()
 
 
 @pytest.mark.parametrize("norm", NORMS)

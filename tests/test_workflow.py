@@ -232,6 +232,25 @@ def test_an_evaluation_is_done_once(run: Path, tmp_path: Path) -> None:
         evaluate_run(run, folder, replace(config, n=13))
 
 
+def test_a_finished_evaluation_is_not_another_models(run: Path, tmp_path: Path) -> None:
+    other, config, folder = tmp_path / "other", _config(), tmp_path / "evaluation"
+    train_run(_config("training.optimizer.lr=0.01"), other)
+    own = replace(config.evaluation, protocol="fgsm", analysis=None, checks=0, n=5)
+    evaluate_run(run, folder, own)
+    assert evaluate_run(run, folder, own) is None
+    with pytest.raises(InputError, match="is finished, but of another model"):
+        evaluate_run(other, folder, own)
+    # as before the models were recorded: the ledger knows it
+    record = json.loads((folder / "evaluation.json").read_bytes())
+    del record["made_of"]
+    (folder / "evaluation.json").write_bytes(render_json(record))
+    RunFolder(folder).finish()
+    assert evaluate_run(run, folder, own) is None
+    with pytest.raises(InputError, match="is finished, but of another model"):
+        evaluate_run(other, folder, own)
+    assert json.loads((folder / "evaluation.json").read_bytes()) == record
+
+
 def test_an_interrupted_evaluation_goes_on(finished: Path, tmp_path: Path) -> None:
     config = _config().evaluation
     whole = evaluation_folder(finished, config)
@@ -551,6 +570,12 @@ def test_the_rows_of_folders(study: tuple[Plan, Path, list[tuple[str, str]]], fi
     labels = ["AT", "dual, alpha 0.7", "joined", "ensemble of 2", "MixedNUTS", "as picked", "ST", "at, uniform gate"]
     labels += ["run fgsm+routing-2-best-all"]
     assert [row.label for row in rows] == labels
+    # one that did not end is a row, too
+    copied = Path(shutil.copytree(study[1], tmp_path / "study"))
+    (copied / "st.evaluation/evaluation.json").unlink()
+    assert [row.evaluation.name for row in find_rows([copied])] == [row.evaluation.name for row in rows[:-1]]
+    (copied / "st.evaluation/ledger.sqlite").unlink()
+    assert "st.evaluation" not in [row.evaluation.name for row in find_rows([copied])]
     with pytest.raises(InputError, match="is no folder; give that of a study, a run"):
         find_rows([tmp_path / "nowhere"])
     with pytest.raises(InputError, match=r"nothing evaluated in .*; run phalanx evaluate RUN"):

@@ -79,6 +79,13 @@ def _method(method: str | Method, threat: ThreatModel) -> Method:
     return method.within(threat)
 
 
+def _threat(norm: str, eps: float | str) -> ThreatModel:
+    try:
+        return ThreatModel(parse_norm(norm), eps)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
 def _training(training: TrainingConfig | None, epochs: int | None) -> TrainingConfig:
     chosen = training or TrainingConfig()
     return chosen if epochs is None else replace(chosen, epochs=epochs)
@@ -99,7 +106,10 @@ def train(
     reporter: Reporter | None = None,
     factory: Callable[[], nn.Module] | None = None,
 ) -> Run:
-    """Trains a routed model in place; the same call takes up an interrupted run.
+    """Trains a routed model; the same call takes up an interrupted run, and only verifies and loads a finished one.
+
+    `model` is moved in place and holds the last step's weights then (of a finished run it stays as it is); the deployed
+    model, with the weights that validation chose, is the returned run's own.
 
     Args:
         model: a `MixtureOfExperts` (of one, for a single network) on any device.
@@ -113,7 +123,7 @@ def train(
 
     Raises InputError for arguments that do not fit, DivergedError, NoGradientError, Interrupted after saving.
     """
-    threat = ThreatModel(parse_norm(norm), eps)
+    threat = _threat(norm, eps)
     spec = spec_of(model)
     if spec is None and factory is None:
         raise InputError(
@@ -172,7 +182,7 @@ def evaluate(
 
     Raises InputError for an unknown protocol, bad images or logits, or a ledger of another model, data or threat.
     """
-    threat = ThreatModel(parse_norm(norm), eps)
+    threat = _threat(norm, eps)
     device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
     return _evaluate(
         model,

@@ -50,8 +50,17 @@ def parse_norm(text: str | float) -> Norm:
     return names[key]
 
 
-def _per_image(values_B: Tensor, like: Tensor) -> Tensor:
+def per_image(values_B: Tensor, like: Tensor) -> Tensor:
+    """(B,) values shaped to act on images (B, ...)."""
     return values_B.reshape(-1, *([1] * (like.dim() - 1)))
+
+
+def unit_l2(gradient: Tensor) -> Tensor:
+    """Each image's gradient (B, ...) with length 1; zeros stay zeros."""
+    # dividing by the largest entry first keeps tiny gradients from underflowing when they are squared
+    floor = torch.finfo(gradient.dtype).tiny
+    gradient = gradient / per_image(gradient.flatten(1).abs().amax(1).clamp_min(floor), gradient)
+    return gradient / per_image(gradient.flatten(1).norm(dim=1).clamp_min(floor), gradient)
 
 
 def _project_l1(delta_BD: Tensor, room_BD: Tensor, radius: float) -> Tensor:
@@ -111,7 +120,7 @@ class ThreatModel:
             delta = x_adv - x
             length = delta.flatten(1).norm(dim=1)
             scale = (epsilon / length.clamp_min(1e-12)).clamp_max(1)
-            return (x + delta * _per_image(scale, x)).clamp(0, 1)
+            return (x + delta * per_image(scale, x)).clamp(0, 1)
         # in float64: the shift is a small difference of large sums where a point lies far outside
         x_BD = x.flatten(1).double()
         delta_BD = x_adv.flatten(1).double() - x_BD
@@ -134,7 +143,7 @@ class ThreatModel:
             direction = direction.sign() * size
         order = 2 if self.norm == "L2" else 1
         length = direction.flatten(1).norm(p=order, dim=1).clamp_min(1e-12)
-        return self.project(x + self.epsilon * direction * _per_image(radius / length, x), x)
+        return self.project(x + self.epsilon * direction * per_image(radius / length, x), x)
 
     def step(self, x_adv: Tensor, gradient: Tensor, step_size: float, x: Tensor) -> Tensor:
         """One steepest-ascent step of length `step_size` from `x_adv`, projected back; all tensors (B, ...).
@@ -145,10 +154,7 @@ class ThreatModel:
         if self.norm == "Linf":
             return self.project(x_adv + step_size * gradient.sign(), x)
         if self.norm == "L2":
-            # dividing by the largest entry first keeps tiny gradients from underflowing when they are squared
-            gradient = gradient / _per_image(gradient.flatten(1).abs().amax(1).clamp_min(1e-38), x)
-            length = gradient.flatten(1).norm(dim=1).clamp_min(1e-12)
-            return self.project(x_adv + step_size * gradient / _per_image(length, x), x)
+            return self.project(x_adv + step_size * unit_l2(gradient), x)
         # a pixel at the end of its range cannot move further: spend the step on those that can
         stuck = ((x_adv <= 0) & (gradient < 0)) | ((x_adv >= 1) & (gradient > 0))
         size_BD = gradient.masked_fill(stuck, 0).abs().flatten(1)

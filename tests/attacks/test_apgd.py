@@ -13,8 +13,9 @@ from torch import Tensor
 
 import reference.autopgd as reference
 from phalanx.attacks import Climb, Target
-from phalanx.attacks.autopgd import MakePace, MomentumPace, Pace, Point, auto_pgd, checkpoints, walk
+from phalanx.attacks.autopgd import MakePace, MomentumPace, Pace, Point, checkpoints, walk
 from phalanx.attacks.autopgd_l1 import SparsePace, phases
+from phalanx.attacks.released import auto_pgd
 from phalanx.rng import SampleRng
 from phalanx.threat import ThreatModel
 

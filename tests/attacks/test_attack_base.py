@@ -11,9 +11,20 @@ from attack_samples import Counting, Linear, answers, build, images, labels_for
 from torch import Tensor, nn
 
 import phalanx.attacks.base as base
-from phalanx.attacks import FGSM, PGD, SURFACES, Attack, Found, Target
+from phalanx.attacks import (
+    APGD,
+    FAB,
+    FGSM,
+    PGD,
+    SURFACES,
+    APGDTargeted,
+    Attack,
+    Found,
+    ReleasedPGD,
+    Square,
+    Target,
+)
 from phalanx.errors import InputError
-from phalanx.nn import record
 from phalanx.rng import SampleRng
 from phalanx.routing import Routed, pin, routed
 
@@ -67,11 +78,44 @@ def test_labels_that_are_none(y: Any, message: str) -> None:
         ATTACK.run(two_classes, torch.full((2, 3), 0.5), y)
 
 
-@pytest.mark.parametrize("y", [[0, 2], [-1, 1]])
-def test_labels_beyond_the_models_classes(y: list[int]) -> None:
-    message = f"labels must be in 0..1, the model's classes, got {min(y)}..{max(y)}; count classes from 0"
+def test_labels_beyond_the_models_classes() -> None:
+    message = "labels must be in 0..1, the model's classes, got 0..2; count classes from 0"
     with pytest.raises(InputError, match=re.escape(message)):
-        ATTACK.run(two_classes, torch.full((2, 3), 0.5), torch.tensor(y))
+        ATTACK.run(two_classes, torch.full((2, 3), 0.5), torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("call", ["run", "search", "__call__"])
+def test_negative_labels_would_be_ignored_by_the_cross_entropy(call: str) -> None:
+    with pytest.raises(InputError, match=re.escape("labels must be at least 0, got -100; count classes from 0")):
+        getattr(ATTACK, call)(two_classes, torch.full((2, 3), 0.5), torch.tensor([0, -100]))
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        ATTACK,
+        FGSM(eps=0.1),
+        APGD(eps=0.1, steps=2),
+        APGDTargeted(eps=0.1, steps=2),
+        FAB(eps=0.1, steps=2),
+        PGD(eps=0.1, targeted=True),
+        PGD(eps=0.1, objective="kl"),
+        ReleasedPGD(eps=0.1),
+        Square(eps=0.1, queries=3),
+    ],
+    ids=lambda attack: f"{attack.name}-{attack.objective}",
+)
+def test_a_search_knows_the_models_classes_from_its_first_answer(attack: Attack) -> None:
+    x, y = torch.full((2, 3, 1, 1), 0.5), torch.tensor([0, 700])
+    message = "labels must be in 0..1, the model's classes, got 700; count classes from 0"
+    with pytest.raises(InputError, match=re.escape(message)):
+        attack.search(two_classes, x, y)
+
+
+def test_the_last_of_many_classes_is_known_in_half_precision() -> None:
+    # bfloat16 rounds 999 to 1000
+    wide = Linear(torch.eye(1000, 3).tolist()).bfloat16()
+    ATTACK.search(wide, torch.full((2, 3), 0.5, dtype=torch.bfloat16), torch.tensor([0, 999]))
 
 
 @pytest.mark.parametrize(
@@ -197,10 +241,10 @@ class Folded(nn.Module):
 
 
 def folding_to(logits: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "fold_batchnorm", lambda model: Folded(logits))
+    monkeypatch.setattr(base, "fold_batchnorm", lambda model, **certain: Folded(logits))
 
 
-REAL = record(Linear([[1.0], [0.0]], [-0.5, 0.0]), "expert.test")  # ours: its folded copy is not asked again
+REAL = Linear([[1.0], [0.0]], [-0.5, 0.0])  # without a chain: its folded copy is not asked
 ONE_PIXEL = torch.tensor([[0.75]], dtype=torch.float64)
 STEPS = {"eps": "3/16", "step_size": "1/16", "steps": 3, "random_start": False}
 

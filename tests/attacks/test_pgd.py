@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attack_samples import CLASSES, Counting, Linear, build, images, labels_for, pixels_for
+from attack_samples import CLASSES, Counting, Linear, answers, build, images, labels_for, pixels_for
 from torch import nn
 
 from phalanx.attacks import FGSM, PGD
@@ -304,8 +304,17 @@ def test_the_random_start_follows_the_streams() -> None:
             {"gaussian_start": 0.001, "random_start": False},
             "gaussian_start is 0.001, but random_start is false; leave one of them out",
         ),
-        ({"step_size": "2/0"}, "step_size must be a number or a fraction such as '2/255', at least 0, got '2/0'"),
-        ({"step_size": -0.1}, "at least 0, got -0.1"),
+        ({"step_size": "2/0"}, "step_size must be a positive number or a fraction such as '2/255', got '2/0'"),
+        ({"step_size": -0.1}, "step_size must be a positive number or a fraction such as '2/255', got -0.1"),
+        ({"step_size": 0}, "step_size must be a positive number or a fraction such as '2/255', got 0"),
+        ({"objective": "kl", "targeted": True}, "objective 'kl' is for untargeted attacks alone, got targeted=True"),
+        ({"objective": "kl_route", "targeted": True}, "objective 'kl_route' is for untargeted attacks alone"),
+        ({"objective": "steer", "targeted": True}, "objective 'steer' is for untargeted attacks alone"),
+        (
+            {"objective": "mislead", "surface": "mixing", "targeted": True},
+            "objective 'mislead' is for untargeted attacks alone",
+        ),
+        ({"objective": "steer_to"}, "objective 'steer_to' is for targeted attacks alone, got targeted=False; change"),
         ({"eps": "8/0"}, "eps must be a number or a fraction such as '8/255', got '8/0'"),
         ({"eps": -1}, "eps must be at least 0, got -1; pixels lie in [0, 1]"),
         (
@@ -338,6 +347,20 @@ def test_a_gaussian_start_is_clipped_where_a_verdict_follows_only(judged: bool) 
     assert torch.equal(start, noise.clamp(0, 0.05) if judged else noise)
     # of the size that was asked for, and some of it outside the ball
     assert noise.std().item() == pytest.approx(0.02, rel=0.05) and (noise > 0.05).any() and (noise < 0).any()
+
+
+def test_restarts_count_without_a_verdict_too() -> None:
+    model, x = build("top-1"), images(40)
+    y = answers(model, x)
+    options = {"eps": 0.15, "steps": 2, "step_size": 0.01}
+    rng = SampleRng.for_batch(40, 5)
+    several = PGD(**options, restarts=6).search(model, x, y, rng=rng)
+    best = PGD(**options, restarts=6, keep="best").search(model, x, y, rng=rng)
+    last = PGD(**options, restarts=6, keep="last").search(model, x, y, rng=rng)
+    assert torch.equal(several.x_adv, best.x_adv) and several.restart.unique().numel() > 1
+    assert (last.restart == 5).all()
+    means = [torch.nn.functional.cross_entropy(model(found.x_adv), y) for found in (best, last)]
+    assert means[0] > means[1]
 
 
 def test_a_restart_has_a_gaussian_start_of_its_own() -> None:

@@ -47,6 +47,16 @@ def test_only_those_that_say_so_need_the_clean_pass() -> None:
     assert colours.needs_clean_pass("blue") and not colours.needs_clean_pass("red")
 
 
+def test_only_those_that_say_so_serve_one_aim() -> None:
+    colours = registry()
+    colours.register("green", only="targeted")(lambda: 3)
+    for targeted in (True, False):
+        colours.check_aim("red", targeted=targeted)
+    colours.check_aim("green", targeted=True)
+    with pytest.raises(ValueError, match=re.escape("colour 'green' is for targeted attacks alone, got targeted=False")):
+        colours.check_aim("green", targeted=False)
+
+
 def test_registries_do_not_share_their_names() -> None:
     registry()
     with pytest.raises(ValueError, match="got 'red'"):

@@ -250,6 +250,31 @@ def test_straight_through_is_the_deployed_answer_with_a_soft_gradient(flawed: Mi
     assert attack.run(flawed, X, Y).broken.all()
 
 
+def test_straight_through_goes_on_where_an_expert_that_was_not_chosen_is_not_finite(flawed: MixtureOfExperts) -> None:
+    class Overflowing(Answers):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) + torch.where(x.flatten(1)[:, :1] > 0.51, torch.inf, 0.0)
+
+    weights = [[-1.0, 0.0], [1.0, 0.0]]
+    experts = [Answers(weights), Overflowing(weights)]
+    model = MixtureOfExperts(Scores([[0.0, 1.0], [0.0, -1.0]]), experts, top_k=1)
+    x = torch.stack([torch.linspace(0.5, 0.55, 6), torch.ones(6)], 1).reshape(6, *X.shape[1:]).to(X)
+    assert (model.gate(x).experts == 0).all()
+    leaf = x.clone().requires_grad_()
+    found = SURFACES["straight-through"](model, leaf, x, None)
+    assert torch.equal(found.logits, model(x)) and found.logits.isfinite().all()
+    (gradient,) = torch.autograd.grad(found.logits[:, 0].sum(), leaf)
+    other = x.clone().requires_grad_()
+    (own,) = torch.autograd.grad(model(other)[:, 0].sum(), other)
+    (soft,) = torch.autograd.grad(model.routed(other[:2], dense(model.gate(other[:2]))).logits[:, 0].sum(), other)
+    bad = (x.flatten(1)[:, 0] > 0.51).tolist()
+    assert bad == [False, False, True, True, True, True]
+    assert torch.equal(gradient[2:], own[2:]) and torch.equal(gradient[:2], soft[:2]) and gradient.isfinite().all()
+    # so that it is attacked, not given up as invalid
+    result = PGD(eps=0.4, steps=10, surface="straight-through").run(model, x, model(x).argmax(-1))
+    assert (result.broken | result.invalid).all()
+
+
 def test_what_breaks_an_expert_may_carry_over() -> None:
     """Expert 0 answers and has no gradient at all; expert 1, of the same mistakes, shows the way."""
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from phalanx.bounds import (
     Ball,
     Stage,
-    crown_lower,
     forward,
     interval_features,
     output_lipschitz,
@@ -23,6 +22,7 @@ from phalanx.experts import build_expert
 from phalanx.nn import MaxMin
 from phalanx.rng import SampleRng
 from phalanx.threat import NORMS, Norm, ThreatModel
+from reference.crown import crown_lower
 
 _NETWORKS: dict[str, dict[str, Any]] = {
     "lipschitz_mlp": {"hidden": [12, 8]},

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from phalanx.bounds import (
     Ball,
     Stage,
-    crown_lower,
     crown_planes,
     forward,
     interval_features,
@@ -27,6 +26,7 @@ from phalanx.nn import PlainLayers
 from phalanx.nn.routed import Width
 from phalanx.rng import SampleRng
 from phalanx.threat import NORMS, Norm, ThreatModel
+from reference.crown import crown_lower
 
 _BLOCKS = {BasicBlock: lambda block: (block.body, block.shortcut)}
 _EXPERTS = {

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phalanx.bounds import Ball, conv_upper, crown_lower, forward, gram_upper, output_lipschitz, read_network
+from phalanx.bounds import Ball, conv_upper, forward, gram_upper, output_lipschitz, read_network
 from phalanx.experts import build_expert
 from phalanx.threat import NORMS, Norm
+from reference.crown import crown_lower
 
 pytestmark = pytest.mark.nightly
 

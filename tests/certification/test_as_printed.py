@@ -59,6 +59,27 @@ def test_what_switches_is_claimed_for_ever_and_broken() -> None:
     assert sound.claimed == len(images) and sound.broken == 0
 
 
+def test_an_answer_that_is_lost_inside_a_radius_is_broken() -> None:
+    class Lost(nn.Module):
+        """Right on clean images, and not finite as soon as one moves."""
+
+        def __init__(self, images: ImageSet) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(torch.ones(()))
+            self._sums = images.images(slice(0, len(images))).flatten(1).sum(1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            total = x.flatten(1).sum(1)
+            moved = (total[:, None] - self._sums).abs().amin(1) > 1e-4
+            logits = self.slope * torch.stack([total, total - 1], 1)
+            return logits.masked_fill(moved[:, None], float("nan"))
+
+    images = digits().test
+    zeros = ImageSet(images.pixels, images.labels * 0, images.ids, images.levels)
+    found = attacked(Lost(images), zeros, torch.full((len(images),), 0.5), "L2")
+    assert found.broken > 0.9 * found.claimed == 0.9 * len(images)
+
+
 def test_wrong_answers_have_no_radius_and_halves_count_both_classes() -> None:
     robust = mixture(2, 1, seed=1).eval()
     (batch,) = digits().test.batches(40)
@@ -81,6 +102,8 @@ def test_other_models_are_refused() -> None:
             printed_claims(model, batch.x, batch.y, "L2")
     with pytest.raises(InputError, match="alpha"):
         printed_claims(DualModel(mixture(2), mixture(2), 0.3).eval(), batch.x, batch.y, "L2")
+    with pytest.raises(InputError, match="averages logits"):
+        printed_claims(DualModel(mixture(2), mixture(2), 0.8, mix="logits").eval(), batch.x, batch.y, "L2")
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -106,7 +129,9 @@ def test_the_command_says_unsound_everywhere(phalanx: Run, tmp_path: Path) -> No
     record = json.loads((run / "certificates" / "L2-printed-unsound-best-16" / "printed.json").read_text())
     assert record["sound"] is False and [line["sound"] for line in record["lines"]] == [False, False, True]
     assert record["lines"][2]["broken"] == 0 <= record["lines"][1]["broken"] <= record["lines"][1]["claimed"]
-    assert phalanx("certify", run, "--as-printed", "--n", 16)[1] == out
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("phalanx.workflow.as_printed.printed_claims", lambda *_: pytest.fail("claimed again"))
+        assert phalanx("certify", run, "--as-printed", "--n", 16)[1] == out
     assert phalanx("evaluate", run, "--protocol", "pgd-2", "--n", 16, "--no-checks")[0] == 0
     page = build_page("t", "", find_rows([run]), "phalanx report")
     html = render_html(page)

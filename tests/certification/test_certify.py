@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import phalanx as px
 from certified_attacks import fallen_inside
 from phalanx.certification import METHODS, certify, lower_margins
-from phalanx.certification.networks import Network
+from phalanx.certification.models import Reader, read_model
+from phalanx.certification.networks import Answers, Network
 from phalanx.data import ImageSet, load_data
 from phalanx.errors import InputError
 from phalanx.experts import build_expert
@@ -286,6 +289,84 @@ def test_margins_refuse_what_is_no_image_or_radius() -> None:
         lower_margins(model, x, y, "L2", -0.1)
     with pytest.raises(InputError, match="labels"):
         lower_margins(model, x, y + 20, "L2", 0.1)
+
+
+def test_margins_of_a_fraction() -> None:
+    model, batch = _trained("all"), next(_images().batches(5))
+    x, y = batch.xy
+    assert torch.equal(lower_margins(model, x, y, "Linf", "8/255"), lower_margins(model, x, y, "Linf", 8 / 255))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model, x, y: lower_margins(model, x, y[:1], "L2", 0.1), r"labels must have shape \(5,\).*got \(1,\)"),
+        (lambda model, x, y: lower_margins(model, x, y, "L2", "eight"), "eps must be a number or a fraction"),
+        (lambda model, x, y: lower_margins(model, x, y, "L2", x.new_zeros(3)), "one for each of 5 images"),
+        (lambda model, x, y: lower_margins(model, x[..., :6], y, "L2", 0.1), "takes 64 features .* given 48.* shape"),
+        (lambda model, x, y: certify(model, _images().select([])), "no images to certify"),
+        (lambda model, x, y: certify(lambda z: z, _images()), "got a function; certify_smoothed takes any"),
+    ],
+)
+def test_mistakes_are_named(call: Any, message: str) -> None:
+    x, y = next(_images().batches(5)).xy
+    with pytest.raises(InputError, match=message):
+        call(_trained("all"), x, y)
+
+
+@pytest.mark.parametrize("gate", [1, 2])
+def test_experts_that_no_image_reaches_have_no_bounds_to_make(gate: int) -> None:
+    own = {"num_classes": 10, "image_size": 8, "channels": 1}
+    for expert, options in (("lipschitz_mlp", {"hidden": [8]}), ("lipschitz_cnn", {"width": 2, "hidden": 4})):
+        torch.manual_seed(0)
+        experts = [build_expert(expert, **own, **options) for _ in range(3)]
+        model = MixtureOfExperts(mixture(3).router, experts, gate).eval()
+        with torch.no_grad():
+            model.router[2].bias.copy_(torch.tensor([50.0, 40.0, -50.0]))
+        x = next(_images().batches(5)).x
+        for method in METHODS:
+            low = lower_margins(model, x, model(x).argmax(1), "L2", 0.05, method=method)
+            assert low.shape == (5, 10) and not bool(low.isnan().any())
+
+
+@pytest.mark.parametrize("gate", _GATES)
+def test_experts_are_added_up_only_where_the_gate_does(monkeypatch: pytest.MonkeyPatch, gate: int | str) -> None:
+    asked = []
+    monkeypatch.setattr("phalanx.certification.moe.Joint.of", lambda *known: asked.append(known))
+    x, y = next(_images().batches(5)).xy
+    # so far that every expert can be reached
+    lower_margins(_trained(gate), x, y, "L2", 5.0, method="crown")
+    assert bool(asked) is (gate != 1)
+
+
+def test_constants_of_another_device_are_read() -> None:
+    # of a file they come back on the CPU
+    x = torch.rand(4, 1, 2, 2, dtype=torch.float64)
+    known = torch.ones(3, 3, dtype=torch.float64)
+    network = Network(nn.Flatten(), (), (1, 2, 2), "L2", "", known)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        there = mode.from_tensor(x).to("cuda")
+        answers = Answers(there.flatten(1)[:, :3], there.new_zeros(4))
+        labels = torch.zeros(4, dtype=torch.int64, device="cuda")
+        low = network.bounds(answers, there, labels, there.new_zeros(4), "lipschitz").margins
+    assert low.shape == (4, 3) and low.device.type == "cuda"
+
+
+def test_the_average_of_probabilities_is_allowed_the_deployed_precision() -> None:
+    whole = DualModel(mixture(2), mixture(2), 0.8)
+    halves = {"float32": whole, "float64": copy.deepcopy(whole).double(), "both": copy.deepcopy(whole)}
+    halves["both"].robust.double()
+    x, y = next(_images().batches(5)).xy
+    found = {}
+    for name, dual in halves.items():
+        read = read_model(dual.eval(), Reader((1, 8, 8), "L2")).model
+        least = read.low(read.see(x.double()), y, torch.zeros(5).double(), "lipschitz").margins
+        unallowed = replace(read, rounding=0.0)  # type: ignore[type-var]
+        exact = unallowed.low(unallowed.see(x.double()), y, torch.zeros(5).double(), "lipschitz").margins
+        found[name] = float((exact - least).nan_to_num().max())
+    # rounding is the less precise half's
+    assert found["both"] == pytest.approx(found["float32"]) == pytest.approx(128 * 2**-23)
+    assert found["float64"] == pytest.approx(128 * 2**-52, rel=0.1)
 
 
 def test_a_network_that_computes_something_else_is_found_out() -> None:

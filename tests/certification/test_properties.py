@@ -19,21 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from phalanx.certification import (
-    METHODS,
-    closed_radius,
-    entry_radii,
-    lower_margins,
-    printed_theorem_5_5,
-    slope_a1,
-    soft_low,
-    top1_radius,
-    topn_low,
-)
+from phalanx.certification import METHODS, entry_radii, lower_margins, printed_theorem_5_5, soft_low, topn_low
 from phalanx.certification.certificate import _certified
 from phalanx.certification.models import Reader, read_model
 from phalanx.routing import MixtureOfExperts
 from phalanx.threat import NORMS, Norm
+from reference.closed_forms import closed_radius, slope_a1, top1_radius
 from tiny import digits, mixture
 
 _GATES: tuple[int | str, ...] = (1, 2, "all")

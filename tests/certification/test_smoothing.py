@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 import phalanx as px
 import tiny
-from phalanx.certification import SmoothedCertificate, certify_smoothed, mixed_radius_closed, smoothed_radius
+from phalanx.certification import SmoothedCertificate, certify_smoothed, smoothed_radius
 from phalanx.certification.binomial import fair_p_value, lower_bound
-from phalanx.certification.smoothing import ABSTAINED, predicted
+from phalanx.certification.smoothing import ABSTAINED, counted, predicted
 from phalanx.certification.votes import Smoothing, Voter, Votes
 from phalanx.data import ImageSet
 from phalanx.errors import InputError
 from phalanx.experts import TwoHeaded, build_backbone
 from phalanx.routing import DualModel, LayerMixture, LinearRouter, MixtureOfExperts, RoutedLayers, SynergyOfExperts
+from reference.closed_forms import mixed_radius_closed
 
 NORMAL = NormalDist()
 SHAPE = (1, 2, 2)
@@ -325,6 +326,35 @@ def test_the_dual_model_answers_only_where_the_votes_tell() -> None:
     assert predicted(Votes(1, (0, 1000, 0), ()), voter) == ABSTAINED
 
 
+class _Lost(nn.Module):
+    """Its answers are no numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_full((len(x), 2), math.nan)
+
+
+def test_a_standard_half_that_is_not_finite_is_certified_nowhere() -> None:
+    found = images(10)
+    lost = DualModel(MixtureOfExperts(None, [_Lost()]), linear(), 0.8).eval()
+    certificate = certify_smoothed(lost, found, sigma=0.25, samples=1000, smoothed="robust")
+    assert set(certificate.reasons) == {"non-finite"} and float(certificate.radius.max()) == 0
+    assert certificate.accuracy == certificate.accuracy_at(0) == 0
+
+
+@pytest.mark.parametrize("smoothed", ["whole", "robust"])
+def test_what_is_certified_is_what_is_answered(smoothed: str) -> None:
+    # one-sided bounds prove a winner that the two-sided test, or Hoeffding's inequality, cannot tell yet
+    voter = Voter.of(dual(0.8), Smoothing(samples=10_000, smoothed=smoothed))  # type: ignore[arg-type]
+    apart, only = ((0.0, 1.0) if smoothed == "robust" else ()), images(1, labels=np.array([0]))
+    seen = set()
+    for count in range(5000, 7000, 2):
+        certificate = counted([Votes(0, (count, 10_000 - count, 0), apart)], only, voter)
+        assert certificate.reasons[0] != "certified" or certificate.predicted.tolist() == [0]
+        assert certificate.accuracy_at(0) <= certificate.accuracy
+        seen.add(certificate.reasons[0])
+    assert seen == {"abstained", "certified"}
+
+
 def test_predict_asks_whether_the_two_best_could_be_even() -> None:
     voter = Voter.of(linear(), Smoothing(samples=100))
     assert predicted(Votes(0, (70, 30, 0)), voter) == 0
@@ -363,6 +393,7 @@ class _Beside(nn.Module):
         (linear, {"confidence": 1.0}, "confidence must be in"),
         (linear, {"samples": 0}, "samples must be at least 1"),
         (linear, {"selection_samples": 0}, "selection_samples must be at least 1"),
+        (linear, {"samples": 1e4}, "samples must be a whole number, got 10000.0"),
         (linear, {"samples": 9}, "even a unanimous vote"),
         (linear, {"batch_size": 0}, "batch_size must be at least 1"),
         (linear, {"smoothed": "router"}, "smoothed must be one of"),
@@ -388,6 +419,11 @@ def test_a_half_in_training_mode_is_named() -> None:
     model.robust.train()
     with pytest.raises(InputError, match="robust is in training mode"):
         certify_smoothed(model, images(1))
+
+
+def test_no_images() -> None:
+    with pytest.raises(InputError, match="no images to certify"):
+        certify_smoothed(linear(), images(1).select([]))
 
 
 def test_labels_that_are_no_class() -> None:

@@ -22,10 +22,14 @@ class Bright(nn.Module):
     def __init__(self, threshold: float = 16.0) -> None:
         super().__init__()
         self.threshold = nn.Parameter(torch.tensor(threshold))
-        self.passes = 0
+        self._passes = 0
+
+    @property
+    def passes(self) -> int:
+        return self._passes
 
     def forward(self, x: Tensor) -> Tensor:
-        self.passes += 1
+        self._passes += 1
         margin = 16 * x.flatten(1).sum(1) - self.threshold
         return torch.stack([-margin, margin], 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +11,12 @@ from known_answers import FIVE, THREAT, Bright
 from torch import Tensor
 
 from phalanx.errors import InputError
-from phalanx.evaluation import Limits, Shard, evaluate, parse_duration, protocol
+from phalanx.evaluation import Limits, Shard, analyse, evaluate, parse_duration, protocol
+from phalanx.evaluation.alpha import pick_alpha
 from phalanx.evaluation.books import Memory
 from phalanx.evaluation.budget import OutOfTime, at_most, duration, estimate
 from phalanx.evaluation.standing import Standing
+from phalanx.evaluation.targeted import targeted_success
 from phalanx.nn import frozen
 from phalanx.threat import ThreatModel
 
@@ -138,6 +141,34 @@ def test_a_batch_that_does_not_fit_is_halved_and_no_verdict_lost() -> None:
     assert found.rows == evaluate(Bright(), FIVE, PGD, THREAT).rows and found.finished
     # once: the size that was too large is not tried again
     assert heard == ["5 images do not fit into the memory; going on with 2 at a time"]
+
+
+class _NoRoomForGradients(Bright):
+    """Has room for two images where a gradient is wanted, and for any number without."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad and len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+def test_the_estimate_too_goes_on_with_what_fits() -> None:
+    heard: list[str] = []
+    found = evaluate(_NoRoomForGradients(), FIVE, PGD, THREAT, announce=heard.append)
+    assert found.rows == evaluate(Bright(), FIVE, PGD, THREAT).rows and len(heard) == 1
+
+
+def test_everything_else_that_attacks_goes_on_with_what_fits() -> None:
+    few, plain, heard = _NoRoomForGradients(), Bright(), []
+    reached = [
+        targeted_success(model, FIVE, THREAT, 5, num_classes=2, batch_size=5, seed=0, device="cpu", notify=heard.append)
+        for model in (few, plain)
+    ]
+    assert reached[0] == reached[1] and len(heard) == 1
+    attack = PGD.members[0].attack
+    assert analyse(few, FIVE, attack, name="x", num_classes=2) == analyse(plain, FIVE, attack, name="x", num_classes=2)
+    margins = replace(attack, objective="margin")
+    assert pick_alpha(few, FIVE, margins) == pick_alpha(plain, FIVE, margins)
 
 
 def test_the_cpus_allocator_has_no_error_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from phalanx.attacks.autoattack import VERSIONS
 from phalanx.compat import AutoAttack
 from phalanx.data import Batch
 from phalanx.errors import HonestyError, InputError
-from phalanx.evaluation import Evaluation, evaluate, protocol
+from phalanx.evaluation import Evaluation, Limits, Shard, evaluate, protocol
 from phalanx.evaluation.adversarial_images import adversarial_images
 from phalanx.evaluation.claim import BOARDS, Entry, missing_attacks, read_evaluation, reasons, record, write_claim
 from phalanx.evaluation.eligibility import forward_passes, model_reasons
@@ -163,6 +163,14 @@ def test_nothing_speaks_against_a_whole_evaluation(board: tuple[str, Any], monke
 )
 def test_what_speaks_against_it(entry: Entry, threat: ThreatModel, passes: int, words: str) -> None:
     assert words in "\n".join(reasons(entry, standard(held=3, n=6, threat=threat), passes))
+
+
+def test_a_ledger_says_whether_it_is_finished(tmp_path: Path) -> None:
+    images, attacks, path = digits().test.first(4), protocol("fgsm", THREAT), tmp_path / "ledger"
+    part = evaluate(trained(), images, attacks, THREAT, ledger=path, limits=Limits(shard=Shard(1, 2)))
+    assert not part.finished and not read_evaluation(path).finished and " of 4" in str(read_evaluation(path))
+    evaluate(trained(), images, attacks, THREAT, ledger=path)
+    assert read_evaluation(path).finished
 
 
 def test_an_unfinished_evaluation_is_not_eligible() -> None:

@@ -16,6 +16,7 @@ from phalanx.errors import InputError
 from phalanx.evaluation import protocol
 from phalanx.evaluation.corruption_kinds import CORRUPTIONS, SEVERITIES, corrupt
 from phalanx.evaluation.corruptions import under_corruptions
+from phalanx.report import evaluation_text
 from phalanx.rng import SampleRng
 from phalanx.threat import ThreatModel
 from phalanx.workflow import evaluate_run, train_run
@@ -126,6 +127,25 @@ def test_counts_are_right_and_do_not_depend_on_the_batch() -> None:
     assert record["mean"] == found.mean < 1
 
 
+def test_answers_are_computed_in_full_precision_and_draw_no_global_numbers() -> None:
+    class Drawing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            precisions.add(matmul.fp32_precision)
+            return x.flatten(1)[:, :2] + 0 * torch.rand(1)
+
+    precisions: set[str] = set()
+    matmul = torch.backends.cuda.matmul
+    set_before, matmul.fp32_precision = matmul.fp32_precision, "tf32"
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    images = ImageSet(np.zeros((2, 1, 8, 8), np.uint8), np.zeros(2, np.int64), np.arange(2), 255)
+    try:
+        under_corruptions(Drawing(), images)
+    finally:
+        matmul.fp32_precision = set_before
+    assert precisions == {"ieee"} and torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_protocol_may_name_them_besides_attacks_and_not_alone() -> None:
     threat = ThreatModel()
     assert [member.name for member in protocol("pgd-5, corruptions", threat).members] == ["pgd-5"]
@@ -147,3 +167,9 @@ def test_an_evaluation_writes_them_and_its_worst_case_is_as_without(tmp_path: Pa
     record = json.loads((tmp_path / "with/corruptions.json").read_text())
     assert (record["n"], len(record["corruptions"])) == (16, len(CORRUPTIONS))
     assert not (tmp_path / "without/corruptions.json").exists()
+    for name, status in (("with", "measured"), ("without", "not measured")):
+        evaluation = json.loads((tmp_path / name / "evaluation.json").read_text())
+        (line,) = [line for line in evaluation["threats"] if line["threat"] == "corruption"]
+        assert line["status"] == status
+        told = evaluation_text(tmp_path / name / "ledger.sqlite").splitlines()[-1]
+        assert ("corruption" in told.partition("not measured")[0]) == (name == "with")

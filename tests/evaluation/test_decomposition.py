@@ -12,10 +12,11 @@ from known_answers import FIVE, THREAT, Bright, images, two_experts
 from torch import Tensor, nn
 
 import tiny
-from phalanx.attacks import PGD
+from phalanx.attacks import PGD, SURFACES
 from phalanx.data import ImageSet
 from phalanx.errors import InputError
 from phalanx.evaluation import ExpertCounts, evaluate, protocol
+from phalanx.evaluation.alone import Alone
 from phalanx.evaluation.attribution import Attribution, attribute, has_choice
 from phalanx.evaluation.decomposition import Decomposition, decompose
 from phalanx.evaluation.experts import PartNumbers
@@ -195,6 +196,22 @@ def test_sub_models_that_choose_among_themselves() -> None:
     (part,) = found.parts
     assert part.best_route is not None and part.without is not None and part.top_k == 1
     assert part.worst_route.held <= part.whole.held <= part.best_route.robust
+
+
+class _TwoHeadedBright(Bright):
+    def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self(x)
+        return logits, logits[:, 0]
+
+
+def test_an_expert_alone_runs_alone() -> None:
+    parts = [_TwoHeadedBright(threshold) for threshold in (11.0, 16.0, 20.0)]
+    model, x = SynergyOfExperts(parts), FIVE.images(slice(0, 5))
+    for number, part in enumerate(parts):
+        expected = SURFACES[f"expert-{number}"](model, x, x, None).logits
+        before = [each.passes for each in parts]
+        assert torch.equal(Alone(model, number)(x), expected)
+        assert part.passes == before[number] + 1 and sum(each.passes for each in parts) == sum(before) + 1
 
 
 def test_several_gates_have_no_expert_to_take_out() -> None:

@@ -289,6 +289,47 @@ def test_what_identifies_a_model() -> None:
     assert model_sha256(model) != before
 
 
+class Scaled(nn.Module):
+    """What it answers hangs on attributes, and on a buffer that is not saved."""
+
+    def __init__(self, scale: float = 1.0, shift: float = 1.0, sides: tuple[int, ...] = (1, 2)) -> None:
+        super().__init__()
+        self.scale, self.sides, self._calls = scale, sides, 0
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._calls += 1
+        margin = self.scale * (x.flatten(1).sum(1) - self.shift) / self.sides[0]
+        return torch.stack([-margin, margin], 1)
+
+
+def test_plain_attributes_and_unsaved_buffers_identify_a_model(tmp_path: Path) -> None:
+    made = [Scaled(), Scaled(-1.0), Scaled(shift=0.5), Scaled(sides=(2, 2))]
+    assert len({model_sha256(nn.Sequential(model)) for model in made}) == 4
+    model = Scaled()
+    before = model_sha256(model)
+    evaluate(model, FIVE, PGD, THREAT, ledger=tmp_path / "ledger.sqlite")
+    assert model_sha256(model) == model_sha256(model.train()) == before
+    with pytest.raises(InputError, match="model_sha256"):
+        evaluate(Scaled(-1.0), FIVE, PGD, THREAT, ledger=tmp_path / "ledger.sqlite")
+
+
+def test_our_own_models_keep_their_fingerprints() -> None:
+    """Ledgers of earlier versions go on: nothing is added to what they are bound to."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU())
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(2))
+        model[1].bias.zero_()
+    assert model_sha256(model) == "b5f2c6ae55295cdaa4d2466f1289a59cfd4128506b69d55e6e8cfaeb172ac481"
+
+
+def test_an_attack_outside_the_threat_stays_aside_when_another_call_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    both = evaluate(Bright(), FIVE, protocol("pgd-8,fgsm:12/16", THREAT), THREAT, ledger=path)
+    again = evaluate(Bright(), FIVE, PGD, THREAT, ledger=path)
+    assert again.aside == both.aside == ("fgsm:12/16",) and again.robust_acc == both.robust_acc == 0.4
+
+
 def test_the_model_is_given_back_as_it_was() -> None:
     model = two_experts().train()
     model.experts[0].eval()

@@ -10,6 +10,7 @@ import torch
 from honesty_samples import (
     EPS,
     SOUND,
+    THREAT,
     WEAK,
     Wrapped,
     answer,
@@ -24,11 +25,14 @@ from honesty_samples import (
     result,
     status,
 )
+from known_answers import Sum
 from torch import Tensor
 
 from phalanx.attacks import PGD
-from phalanx.evaluation.honesty import Probe
+from phalanx.evaluation.honesty import CHECKS, Probe, look
 from phalanx.evaluation.honesty.planted import CornerPGD, Oracle, fragile, hard_routing
+from phalanx.evaluation.transfer import Surrogate, with_surrogates
+from phalanx.runs.proofs import Proof
 from phalanx.runs.verdict import CLEAN
 
 SURE = Oracle()
@@ -51,6 +55,14 @@ def test_e2_errors_made_and_judged_again() -> None:
     depends = Wrapped(lambda x: torch.where(torch.tensor(len(x) == 5), SURE(x), SOUND(x)))
     found = result("E2", probed(judged=depends))
     assert found.status == "fail" and found.evidence["judged_otherwise"] == 15
+
+
+def test_errors_are_made_again_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, searches = probed(), []
+    search = PGD.perturb
+    monkeypatch.setattr(PGD, "perturb", lambda *given: searches.append(0) or search(*given))
+    look(probe, [check for check in CHECKS if check.id in ("E1", "E2")])
+    assert len(searches) == 1
 
 
 def test_e2_is_skipped_where_answers_are_random() -> None:
@@ -131,6 +143,13 @@ def test_e10_black_box() -> None:
     assert status("E10", probed(name="pgd-20,square-50")) == "pass"
 
 
+def test_e10_counts_what_gradients_left_standing() -> None:
+    # gradients see nothing of half of the images, and break the other half
+    half = Wrapped(lambda x: SOUND(torch.where(x[:, :1, :1, :5].amax(3, True) > 0.5, (x * 15).round() / 15, x)))
+    found = result("E10", probed(half, "pgd-5,square-500"))
+    assert found.evidence["images"] == 14 and "breaks 14 of 14 images" in found.sentence
+
+
 def test_e11_random_noise() -> None:
     assert status("E11", probed(SURE)) == "pass"
     near = Wrapped(lambda x: answer(x, 0.1 * EPS - distance(x)))
@@ -168,6 +187,16 @@ def test_e16_planted_route() -> None:
     assert status("E16", probed(model, "pgd-5,steer-5", data)) == "pass"
 
 
+def test_e16_a_surrogate_changes_nothing() -> None:
+    data, model = bright_and_dark(), mixture(True, True)
+    probe = probed(model, "pgd-5", data)
+    tried = with_surrogates(probe.protocol, [Surrogate("other", SURE)], THREAT)
+    found = result("E16", replace(probe, protocol=tried))
+    assert found.status == "fail" and found.evidence["attacks_tried"] == 1
+    alone = replace(tried, members=tried.members[1:])
+    assert status("E16", replace(probe, protocol=alone)) == "skipped"
+
+
 def test_e17_consistency_of_components() -> None:
     probe = probed()
     assert status("E17", probe) == "pass"
@@ -187,15 +216,42 @@ def test_e18_forced_route() -> None:
     assert status("E18", probed()) == "skipped"
     found = result("E18", probed(hard_routing(), "pgd-5"))
     assert found.status == "info" and found.evidence["worst_route"] == 0 and found.evidence["gap_points"] == 100
-    told = {"whole": {"held": 3, "n": 4}, "parts": [{"worst_route": {"held": 1, "n": 4}}]}
-    assert result("E18", probed(hard_routing(), "pgd-5", attribution=told)).evidence["gap_points"] == 50
+    told = {"whole": {"held": 3, "n": 4}, "parts": [{"name": "", "worst_route": {"held": 1, "n": 4}}]}
+    found = result("E18", probed(hard_routing(), "pgd-5", attribution=told))
+    assert found.evidence["gap_points"] == 50 and "50.0 points, at least this much under PGD-20" in found.sentence
+
+
+def test_e18_speaks_of_the_whole_model() -> None:
+    half = {"whole": {"held": 3, "n": 4}, "parts": [{"name": "standard", "worst_route": {"held": 1, "n": 4}}]}
+    assert result("E18", probed(hard_routing(), "pgd-5", attribution=half)).evidence["gap_points"] == 100
+
+
+def test_e18_counts_no_image_that_the_evaluation_broke() -> None:
+    # no expert by itself errs, the mixture of both does: attacks may not be said to gain less than nothing
+    found = result("E18", edited(probed(mixture(True, True), "pgd-5", bright_and_dark()), "pgd-5", verdict="broken"))
+    assert found.evidence["worst_route"] == found.evidence["measured"] < 1 and found.evidence["gap_points"] == 0
+
+
+def test_e18_is_skipped_for_several_gates() -> None:
+    both = Sum(mixture(True, True), mixture(True, True))
+    found = result("E18", probed(both, "pgd-5", bright_and_dark()))
+    assert found.status == "skipped" and "several gates" in found.sentence
 
 
 def test_e19_certified_at_most_empirical() -> None:
     assert status("E19", probed()) == "skipped"
-    assert status("E19", probed(SURE, certified=[0, 1])) == "pass"
-    assert result("E19", probed(certified=[0, 1])).evidence == {"certified": 2, "broken": 2}
-    assert status("E19", probed(certified=[0, 1])) == "fail"
+    proved = Proof("Linf", "crown", {0: EPS, 1: EPS})
+    assert status("E19", probed(SURE, proofs=[proved])) == "pass"
+    found = result("E19", probed(proofs=[proved]))
+    assert found.status == "fail" and found.evidence == {"certified": 2, "contradicted": 2}
+    assert status("E19", probed(proofs=[Proof("Linf", "crown", {0: EPS / 100})])) == "pass"
+
+
+@pytest.mark.parametrize(("attack", "verdict"), [("pgd-20", "invalid"), (CLEAN, "broken"), (CLEAN, "invalid")])
+def test_e19_sees_every_wrong_answer(attack: str, verdict: str) -> None:
+    probe = probed(SURE, proofs=[Proof("Linf", "crown", {0: EPS})])
+    found = result("E19", edited(probe, attack, verdict=verdict))
+    assert found.status == "fail" and "sample 0 is certified" in found.sentence
 
 
 def test_e20_worst_case_per_image() -> None:

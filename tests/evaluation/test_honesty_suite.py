@@ -11,7 +11,7 @@ from honesty_samples import SOUND, Wrapped, evaluated, probed
 from torch import Tensor
 
 from phalanx.attacks import PGD, RouteSteering
-from phalanx.errors import Interrupted
+from phalanx.errors import InputError, Interrupted
 from phalanx.evaluation.honesty import CHECKS, LEFT_OUT, Check, Finding, Honesty, look, run_checks, samples_for
 from phalanx.evaluation.honesty.finding import passed
 from phalanx.evaluation.honesty.planted import fragile, hard_routing, images
@@ -79,6 +79,46 @@ def test_a_model_that_resists_a_check_does_not_end_the_others() -> None:
     found = {check.id: check for check in look(probed(Wrapped(refuse)), CHECKS)}
     assert found["M3"].status == "skipped" and "RuntimeError: this model takes whole batches" in found["M3"].sentence
     assert found["M4"].status == "pass"
+
+
+class Tight(Wrapped):
+    """The sound model in a memory that holds so many images under gradients."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(SOUND)
+        self.room = room
+        self.largest = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and len(x) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.largest = max(self.largest, len(x))
+        return super().forward(x)
+
+
+def test_what_does_not_fit_the_memory_is_halved() -> None:
+    whole, tight = (look(probed(judged=model), CHECKS) for model in (SOUND, Tight(3)))
+    assert [(one.id, one.status) for one in whole] == [(other.id, other.status) for other in tight]
+    for one, other in zip(whole, tight, strict=True):
+        assert one.evidence == pytest.approx(dict(other.evidence), rel=1e-3, abs=1e-6), one.id
+
+
+def test_no_check_is_skipped_for_want_of_memory() -> None:
+    with pytest.raises(InputError, match="one image alone does not fit"):
+        look(probed(judged=Tight(0)), [check for check in CHECKS if check.id == "M5"])
+
+    def full(probe: object) -> Finding:
+        raise MemoryError
+
+    with pytest.raises(InputError, match="honesty check E15 does not fit into the memory"):
+        look(probed(), [Check("E15", "full", full)])
+
+
+def test_no_more_images_at_once_than_asked_for() -> None:
+    model = Tight(24)
+    # noise is drawn, points are planted and steps are tried for many images, of which so many go through the model
+    look(probed(judged=model, batch_size=5), CHECKS)
+    assert model.largest == 5
 
 
 def test_a_signal_is_no_refusal() -> None:

@@ -48,6 +48,11 @@ def test_the_curve_by_hand() -> None:
     assert query_curve(CLEAN + ATTACKED, "rays-1000", SPEC, (99, 100, 101)).points == ((99, 5), (100, 4), (101, 3))
 
 
+def test_an_image_that_was_searched_twice_falls_within_the_whole_budget() -> None:
+    rows = [row(0, "held", 1, "clean"), row(0, "broken", 1803)]
+    assert query_curve(rows, "rays-1000", SPEC).points == ((100, 1), (200, 1), (500, 1), (1000, 0))
+
+
 def test_no_budget_above_the_attack_s_own() -> None:
     square = {"attack": "Square", "surface": "whole", "queries": 600, "restarts": 2}
     rows = CLEAN + ATTACKED

@@ -240,10 +240,15 @@ def test_the_order_and_the_streams_of_a_step(preset: Preset) -> None:
 
 def test_the_two_streams_are_independent() -> None:
     # T3: other images in each step, all of them in both
-    loaders = [Loader(tiny.digits().train, batch_size=32, seed=1, stream=stream) for stream in AdvMoE.streams]
+    loaders = [Loader(tiny.digits().train, batch_size=32, seed=1, stream=stream) for stream in AdvMoE().streams]
     for step in range(3):
         first, second = (loader.batch(step).ids for loader in loaders)
         assert len(first) == len(second) == 32 and len(set(first.tolist()) & set(second.tolist())) < 24
+
+
+def test_the_same_images_are_loaded_once() -> None:
+    assert AdvMoE().streams == ("train", "router")
+    assert AdvMoE(preset="released").streams == AdvMoE(batches="same").streams == ("train",)
 
 
 def test_the_second_update_attacks_the_model_that_the_first_has_moved() -> None:

@@ -125,7 +125,8 @@ def test_apart_each_kind_is_normalised_by_its_own_statistics(gate: int | str) ->
             losses.append(F.cross_entropy(logits, batch.y) + 0.3 * load_balance(route))
     again = update.loss()
     torch.testing.assert_close(again.value, sum(losses) / 3)
-    assert set(again.logs) == {"accuracy", "clean_accuracy", "fgsm_accuracy", "pgd_accuracy", "load"}
+    split = {f"{kind}_accuracy" for kind in ("clean", "fgsm", "pgd", "adversarial")}
+    assert set(again.logs) == {"accuracy", "load", *split}
     kinds = [again.logs[f"{kind}_accuracy"].item() for kind in ("clean", "fgsm", "pgd")]
     assert again.logs["accuracy"].item() == pytest.approx(sum(kinds) / 3)
     buffers = dict(reference.named_buffers())
@@ -166,6 +167,7 @@ def test_the_logs_by_hand() -> None:
         "clean_accuracy": 0.75,
         "fgsm_accuracy": 0.75,
         "pgd_accuracy": 0.0,
+        "adversarial_accuracy": 0.375,
     }
     assert update.logs["drawn_eps"].item() == pytest.approx(0.1) and update.logs["drawn_steps"].item() == 4
     assert update.logs["zero_gradient"].item() == 0.0
@@ -191,10 +193,10 @@ def test_the_threat_is_that_of_pgd() -> None:
     ("settings", "message"),
     [
         ({"balance": -1.0}, "balance must be at least 0, got -1.0"),
-        ({"pgd_step_size": "2/x"}, "step_size must be a number or a fraction"),
+        ({"pgd_step_size": "2/x"}, "step_size must be a positive number or a fraction"),
         ({"eps": -0.1}, "eps must be at least 0, got -0.1"),
         ({"pgd_step_sizes": ()}, "pgd_step_sizes must hold at least one value"),
-        ({"pgd_step_sizes": (0.1, -1)}, "pgd_step_sizes: step_size must be a number or a fraction .*, got -1"),
+        ({"pgd_step_sizes": (0.1, -1)}, "pgd_step_sizes: step_size must be a positive number or a fraction .*, got -1"),
         (
             {"pgd_step_sizes": (0.1,), "pgd_step_size": "2/255"},
             "pgd_step_sizes draws what pgd_step_size=2/255 fixes; leave one of them out",
@@ -226,7 +228,7 @@ def test_experts_and_gate_move_together(tmp_path: Path, gate: int | str) -> None
     assert _train(tmp_path, model) == set(model.state_dict()) - constants
     epoch = tiny.metrics(tmp_path)[0]
     assert set(epoch) - {"kind", "epoch", "step", "lr"} == {
-        *("loss", "accuracy", "clean_accuracy", "fgsm_accuracy", "pgd_accuracy"),
+        *("loss", "accuracy", "clean_accuracy", "fgsm_accuracy", "pgd_accuracy", "adversarial_accuracy"),
         *("load", "zero_gradient", "drawn_eps", "drawn_steps"),
     }
 

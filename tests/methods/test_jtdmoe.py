@@ -232,8 +232,8 @@ def test_what_is_logged(tmp_path: Path) -> None:
     for preset, upper in (("sound", ""), ("code", "standard.")):
         tiny.run_training(tmp_path / preset, _dual(experts=2), _method(1, preset=preset), epochs=1)
         epoch = tiny.metrics(tmp_path / preset)[0]
-        lower = {"robust.loss", "robust.accuracy", "robust.kl", "robust.load", "robust.zero_gradient"}
-        assert lower | {
+        lower = {"loss", "accuracy", "adversarial_accuracy", "kl", "load", "zero_gradient"}
+        assert {f"robust.{key}" for key in lower} | {
             f"{upper}{key}" for key in ("loss", "accuracy", "dual.standard.load", "dual.robust.load")
         } == set(epoch) - {"kind", "epoch", "step", "lr"}
 

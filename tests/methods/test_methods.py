@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,7 +22,7 @@ from phalanx.attacks.tracker import Found
 from phalanx.data import Batch
 from phalanx.errors import InputError
 from phalanx.experts import TwoHeaded
-from phalanx.methods import AT, METHODS, ST, Method
+from phalanx.methods import AT, METHODS, ST, TRADES, Method
 from phalanx.methods.base import NO_LOGS, Loss, Stateless, check_weight, classification_loss
 from phalanx.rng import Rng, SampleRng
 from phalanx.routing import DualModel, MixtureOfExperts, SynergyOfExperts, load_balance
@@ -259,6 +260,8 @@ def test_an_attack_without_eps_says_what_to_give() -> None:
         (lambda: AT(balance=-0.1), r"balance must be at least 0, got -0.1"),
         (lambda: ST(balance=-1), r"balance must be at least 0, got -1"),
         (lambda: check_weight("beta", -2), r"beta must be at least 0, got -2"),
+        (lambda: TRADES(beta=math.nan), "beta must be at least 0, got nan"),
+        (lambda: ST(noise=math.inf), "noise must be at least 0, got inf"),
     ],
 )
 def test_a_bad_value_is_refused(build: Callable[[], object], message: str) -> None:

@@ -332,7 +332,7 @@ def test_random_starts_differ_between_sub_models() -> None:
     )
     twins.experts[1].load_state_dict(submodel.state_dict())
     batch = _batch(4, torch.float32)
-    method = SOE(attack=PGD(eps=EPSILON, steps=1, step_size=0), attack_on="one_by_one")
+    method = SOE(attack=PGD(eps=EPSILON, steps=1, step_size=1e-6), attack_on="one_by_one")
     first, second = (found.x_adv for found in method._attacked(twins, batch, RNG))
     assert not torch.equal(first, second)
 
@@ -346,7 +346,7 @@ def test_logs() -> None:
     entropies = {}
     for weighting in WEIGHTINGS:
         logs = _loss(model, batch, weighting=weighting).logs
-        assert logs.keys() == {"accuracy", "weight_entropy", "load"}
+        assert logs.keys() == {"accuracy", "adversarial_accuracy", "weight_entropy", "load"}
         assert not any(log.requires_grad for log in logs.values())
         torch.testing.assert_close(logs["load"], load)
         torch.testing.assert_close(logs["accuracy"].double(), accuracy)

@@ -52,7 +52,7 @@ def test_the_loss_by_hand(beta: float) -> None:
     assert loss.value.item() == pytest.approx(CE + beta * KL)
     assert loss.logs["kl"].item() == pytest.approx(KL) and not loss.logs["kl"].requires_grad
     # the clean image is the one that is classified
-    assert loss.logs["accuracy"].item() == 1.0
+    assert loss.logs["accuracy"].item() == 1.0 and loss.logs["adversarial_accuracy"].item() == 1.0
 
 
 def test_gradient_flows_through_both_branches() -> None:

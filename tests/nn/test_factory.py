@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_trust_names_the_module(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_factory("numpy.linalg:norm", "expert", "a network", from_file=True) is np.linalg.norm
     with pytest.raises(InputError, match="belongs to an installed package"):
         own_factory("numpy:array", "expert", "a network", from_file=True)
+
+
+def test_a_file_may_not_name_the_script_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", script)
+    script.build = lambda: 3  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"expert: __main__ cannot be imported by whoever .*; put the"):
+        own_factory("__main__:build", "expert", "a network", from_file=True)
+    assert own_factory("__main__:build", "--model", "a network")() == 3
 
 
 def test_a_file_may_name_your_own_modules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

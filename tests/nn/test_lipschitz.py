@@ -125,6 +125,20 @@ def test_prepared_weights_answer_alike_and_leave_no_trace() -> None:
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_prepared_weights_nest_and_leave_a_graph_that_holds_the_free_parameters_valid() -> None:
+    torch.manual_seed(0)
+    layer, x = LipschitzLinear(4, 4), torch.rand(3, 4)
+    layer(x).square().sum().backward()
+    expected, layer.raw.grad = layer.raw.grad, None
+    loss = layer(x).square().sum()
+    with prepared_weights(layer):
+        with prepared_weights(layer):
+            inner = layer.weight
+        assert torch.equal(layer.weight, inner) and layer.weight is layer.raw
+    loss.backward()
+    torch.testing.assert_close(layer.raw.grad, expected, rtol=0, atol=0)
+
+
 def test_a_layer_costs_what_a_plain_one_costs() -> None:
     # a square layer's transform alone is more than its product with one image
     network = build_expert("lipschitz_mlp", num_classes=10, image_size=8, channels=1, hidden=[64, 32])

@@ -45,7 +45,7 @@ def test_an_analysis_is_told_gate_by_gate_and_class_by_class(tmp_path: Path) -> 
         ("0", "60.0", "30.0", "6", "83.3 [43.6, 97.0]", "50.0 [18.8, 81.2]", "70.0 [39.7, 89.2]", "40.0 [16.8, 68.7]"),
         ("1", "40.0", "70.0", "4", "100.0 [51.0, 100.0]", "25.0 [4.6, 69.9]", "60.0 [31.3, 83.2]", "20.0 [5.7, 51.0]"),
     )
-    assert "Of 10 images, 30.0 % [10.8, 60.3] go to other experts under pgd-20" in gate.note
+    assert "Of 10 images, 30.0 % [10.8, 60.3] go to another set of experts under pgd-20" in gate.note
     assert "0.25 nats clean, 0.50 attacked; of an even one 0.69" in gate.note  # ln 2
     # Wilson: 9 of 10, 6 of 10
     assert "knew the label would be right on 90.0 % [59.6, 98.2] and hold 60.0 % [31.3, 83.2]" in gate.note

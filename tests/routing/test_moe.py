@@ -146,7 +146,9 @@ def test_a_part_built_by_hand_leaves_no_spec() -> None:
     [
         (None, 0, {}, "experts must hold at least one network, got none"),
         (None, 3, {}, "router must be given for 3 experts, got None"),
-        (2, 2, {"temperature": 0}, "temperature must be positive, got 0"),
+        (2, 2, {"temperature": 0}, "temperature must be positive and finite, got 0"),
+        (2, 2, {"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
+        (2, 2, {"temperature": float("inf")}, "temperature must be positive and finite, got inf"),
         (4, 4, {"top_k": 6}, "top_k must be in 1..num_experts=4 or 'all', got 6; lower top_k or add experts"),
         (4, 4, {"top_k": 0}, "got 0; lower top_k"),
         (4, 4, {"top_k": "some"}, "or 'all', got some; lower top_k"),

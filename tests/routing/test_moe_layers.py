@@ -280,7 +280,8 @@ def test_a_plan_is_an_argument_and_nothing_stays() -> None:
     [
         ({"routers": None, "num_experts": 2}, "routers must be given for several experts and only then, got 2"),
         ({"num_experts": 1}, "routers must be given for several experts and only then, got 1 experts"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be positive and finite, got 0.0"),
+        ({"temperature": float("nan")}, "temperature must be positive and finite, got nan"),
         ({"top_k": 3}, "top_k must be in 1..num_experts=2 or 'all', got 3; lower top_k or add experts"),
     ],
 )

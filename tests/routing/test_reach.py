@@ -18,6 +18,7 @@ from phalanx.routing import (
     RobustRouter,
     reachable,
 )
+from phalanx.routing.reach import Regions, in_chunks
 from phalanx.threat import NORMS, Norm, ThreatModel
 
 SHAPE = (1, 3, 3)
@@ -122,6 +123,45 @@ def test_steering_cannot_flip_what_is_proved() -> None:
         flipped = attack.run(model, x, y).flipped
         assert flipped is not None and flipped.any() and not (flipped & safe).any()
     assert 0 < safe.sum() < len(x)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.bfloat16, 16), (torch.bfloat16, 15), (torch.float16, 46)])
+@pytest.mark.parametrize("kind", ["linear", "flat", "tree"])
+def test_a_precision_that_cannot_sum_so_many_pixels_proves_nothing(kind: str, dtype: torch.dtype, size: int) -> None:
+    # n u = 260 / 256, 229 / 256 and 2,120 / 2,048: the bound's denominator turns negative beyond 1
+    shape = (1, size, size)
+    torch.manual_seed(0)
+    tree = {"layout": "tree", "sides": TREES[3]} if kind == "tree" else {"layout": "flat"}
+    router = LinearRouter(shape, 3) if kind == "linear" else RobustRouter(shape, 3, **tree)  # type: ignore[arg-type]
+    experts = [nn.Sequential(nn.Flatten(), nn.Linear(size**2, 3)) for _ in range(3)]
+    model = MixtureOfExperts(router, experts, train_router=False).eval().to(dtype)
+    x = torch.rand(8, *shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = reachable(model, x, ThreatModel("L2", 0.001))
+    assert found is not None and found.all()
+
+
+@pytest.mark.parametrize("kind", ["linear", "flat"])
+def test_the_expert_that_answers_is_reachable_whatever_the_bound_says(kind: str) -> None:
+    router = _router(kind, 3, 0)
+    linear = router[2] if isinstance(router, nn.Sequential) else router.linear
+    linear.weight.data[:], linear.bias.data[:] = torch.nan, torch.nan
+    x = _images(0)
+    found = reachable(_mixture(router, 3), x, ThreatModel("Linf", 0.01))
+    assert found is not None and found.all()
+    bound = Regions(torch.ones(1, 9), torch.full((1,), -10.0), torch.tensor([[1, -1]]), torch.zeros(1))
+    # that this router says 0 where its conditions say 1 is for the proof to give way to
+    assert in_chunks(bound, x, ThreatModel("Linf", 0.0), torch.zeros(len(x), dtype=torch.int64)).all()
+
+
+def test_steering_in_half_precision_searches_every_expert() -> None:
+    torch.manual_seed(0)
+    router = RobustRouter((1, 16, 16), 2)
+    experts = [nn.Sequential(nn.Flatten(), nn.Linear(256, 3)) for _ in range(2)]
+    model = MixtureOfExperts(router, experts, train_router=False).eval().bfloat16()
+    x = torch.rand(4, 1, 16, 16).bfloat16()
+    result = RouteSteering(eps=0.03, steps=1).run(model, x, model(x).argmax(1))
+    # two verdicts, the look at the clean image, and for each expert two points, each shown to the model as well
+    assert not result.broken.all() and (result.queries[~result.broken] == 2 + 1 + 2 * 4).all()
 
 
 def test_where_nothing_can_be_proved_there_is_no_set() -> None:

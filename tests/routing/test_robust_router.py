@@ -95,11 +95,13 @@ def test_a_radius_that_reaches_everything_is_refused() -> None:
     [
         ({"layout": "ring"}, "layout must be one of flat, tree"),
         ({"features": "edges"}, "features must be one of pixels"),
+        ({"num_experts": 1}, "num_experts must be at least 2, got 1; a single network has nothing to route"),
+        ({"num_experts": 1, "layout": "flat"}, "num_experts must be at least 2, got 1"),
     ],
 )
-def test_an_unknown_choice_is_refused(arguments: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_fitted_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        fit_robust_router(_digits(), 2, THREAT, **arguments)
+        fit_robust_router(_digits(), **{"num_experts": 2, "threat": THREAT, **arguments})
 
 
 @pytest.mark.parametrize(

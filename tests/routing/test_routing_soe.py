@@ -232,8 +232,8 @@ TWO = [_Says([1.0, 0.0], 0.0), _Says([1.0, 0.0], 0.0)]
         ([], {}, ValueError, "submodels must hold at least 2 networks to choose from, got 0; add some"),
         ([TWO[0]] * 2, {}, ValueError, "submodels must be 2 different networks, got one of them twice"),
         ([TWO[0], nn.Flatten()], {}, TypeError, "got a Flatten without one; wrap it: TwoHeaded(network)"),
-        (TWO, {"temperature": 0}, ValueError, "temperature must be positive, got 0"),
-        (TWO, {"temperature": math.nan}, ValueError, "temperature must be positive, got nan"),
+        (TWO, {"temperature": 0}, ValueError, "temperature must be positive and finite, got 0"),
+        (TWO, {"temperature": math.nan}, ValueError, "temperature must be positive and finite, got nan"),
     ],
 )
 def test_parts_that_do_not_fit(

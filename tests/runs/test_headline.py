@@ -47,6 +47,11 @@ def test_a_sample_that_is_certified_and_broken_is_an_error_that_names_it() -> No
         headline(CLEAN, certified={9})
 
 
+def test_without_a_submission_nothing_is_summarised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phalanx.runs.headline.summarise", lambda *rows, **options: pytest.fail("a whole ledger"))
+    assert challenges([*CLEAN, *PGD], {"pgd": SPEC}) == ()
+
+
 def test_submitted_images_lower_and_leave_nothing_to_try() -> None:
     specs = {"pgd": SPEC, "external:a": external("2"), "external:b": external("1")}
     assert external_attacks(specs) == ("external:a", "external:b")

@@ -85,6 +85,14 @@ def test_a_lock_of_another_host_is_never_taken_over(tmp_path: Path) -> None:
     assert (tmp_path / "LOCK").read_text() == content
 
 
+def test_nobody_waits_for_a_lock_that_never_clears(tmp_path: Path) -> None:
+    (tmp_path / "LOCK.turn").write_text(json.dumps({"host": "elsewhere", "pid": 7, "started": "1"}))
+    start = time.monotonic()
+    with pytest.raises(LockedError, match="on host elsewhere"), RunLock(tmp_path, "turn", wait=30):
+        pass
+    assert time.monotonic() - start < 5
+
+
 @pytest.mark.parametrize("content", ["", "{", '{"host": 1}', "[]", "null"])
 def test_a_cut_lock_file_does_not_block(tmp_path: Path, content: str) -> None:
     (tmp_path / "LOCK").write_text(content)

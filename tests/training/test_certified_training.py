@@ -18,9 +18,10 @@ from phalanx.data import Batch
 from phalanx.errors import InputError
 from phalanx.experts import TwoHeaded, build_expert
 from phalanx.loading import to_plain
+from phalanx.methods import ST, AdvMoE
 from phalanx.methods.base import Loss, Update
-from phalanx.rng import SampleRng
-from phalanx.routing import DualModel, LinearRouter, MixtureOfExperts, SynergyOfExperts
+from phalanx.rng import Rng, SampleRng
+from phalanx.routing import CNNRouter, DualModel, LinearRouter, MixtureOfExperts, SynergyOfExperts
 from phalanx.threat import NORMS, Norm, ThreatModel
 from phalanx.training import CertifiedTraining, TrainingConfig
 from phalanx.training.certified import check_certified, with_certified_loss, worst_logits
@@ -191,6 +192,23 @@ def test_whoever_does_not_move_stays(tmp_path: Path, part: str) -> None:
     before = [parameter.clone() for parameter in still.parameters()]
     tiny.run_training(tmp_path, model, epochs=1, certified=_settings())
     assert all(torch.equal(a, b) for a, b in zip(before, still.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("method", [ST(), AdvMoE(order="experts_first").within(tiny.THREAT)])
+def test_it_moves_no_statistics_of_the_router(method: Any) -> None:
+    batch, found = _batch(), []
+    for settings in (None, _settings("ibp")):
+        model = tiny.mixture(2)
+        torch.manual_seed(0)
+        model = MixtureOfExperts(CNNRouter((1, 8, 8), 2, hidden=(4,)), model.experts).train()
+        update = next(iter(method.updates(model, {"train": batch, "router": batch}, Rng(0))))
+        if settings is not None:
+            update = with_certified_loss(update, model, batch, settings, 1.0)
+        update.loss().value.backward()
+        assert all(module.training for module in model.modules())
+        found.append({name: tensor.clone() for name, tensor in model.named_buffers()})
+    assert found[0].keys() == found[1].keys() and any("running_mean" in name for name in found[0])
+    assert all(torch.equal(tensor, found[1][name]) for name, tensor in found[0].items())
 
 
 def test_of_a_dual_model_it_is_the_robust_half_that_is_certified() -> None:

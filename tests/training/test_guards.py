@@ -19,12 +19,14 @@ from phalanx.attacks import PGD
 from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found
 from phalanx.errors import DivergedError, Interrupted
-from phalanx.methods import AT, Method
-from phalanx.rng import SampleRng
-from phalanx.routing import MixtureOfExperts, Route, pin
+from phalanx.experts import TwoHeaded
+from phalanx.methods import AT, DWF, RTER, SOE, TRADES, AdvMoE, FreeAT, JTDMoE, Method
+from phalanx.rng import Rng, SampleRng
+from phalanx.routing import DualModel, MixtureOfExperts, Route, SynergyOfExperts, pin
 from phalanx.runs.checkpoint import load_latest, load_tensors
 from phalanx.training import SGD, Adam, NoGradientError
 from phalanx.training.guards import SILENT_STEPS, GradientWatch, collapse_alarms, gradient_norm, overfitting_alarms
+from phalanx.training.meters import Meters
 
 FAULT_STEP = 4
 _EVERY_STEP: dict[str, Any] = {"checkpoint_seconds": 0.0}
@@ -217,11 +219,11 @@ def test_every_router_is_watched_by_its_name() -> None:
     ]
 
 
-def _history(*epochs: tuple[float | None, float | None]) -> list[dict[str, Any]]:
+def _history(*epochs: tuple[float | None, float | None], key: str = "adversarial_accuracy") -> list[dict[str, Any]]:
     """Records of a run from (accuracy under the training attack, validated robust accuracy) by epoch."""
     records: list[dict[str, Any]] = []
     for epoch, (trained, robust) in enumerate(epochs, start=1):
-        logged = {} if trained is None else {"adversarial_accuracy": trained}
+        logged = {} if trained is None else {key: trained}
         records.append({"kind": "train", "epoch": epoch, "accuracy": 0.9, **logged})
         if robust is not None:
             records.append({"kind": "validation", "epoch": epoch, "accuracy": 0.9, "robust_accuracy": robust})
@@ -254,6 +256,31 @@ def _history(*epochs: tuple[float | None, float | None]) -> list[dict[str, Any]]
 )
 def test_when_a_run_counts_as_overfitted_to_its_attack(epochs: list[Any], alarm: bool) -> None:
     assert bool(overfitting_alarms(_history(*epochs))) is alarm
+
+
+@pytest.mark.parametrize("player", ["experts", "robust"])
+def test_overfitting_of_a_player_is_seen(player: str) -> None:
+    key = f"{player}.adversarial_accuracy"
+    assert overfitting_alarms(_history((0.3, 0.3), (0.5, 0.45), (0.9, 0.09), key=key))
+    assert not overfitting_alarms(_history((0.3, 0.3), (0.5, 0.45), (0.9, 0.3), key=key))
+
+
+def test_every_method_that_attacks_images_can_be_seen_to_overfit() -> None:
+    methods = (AT, TRADES, RTER, JTDMoE, DWF, SOE, FreeAT, AdvMoE)
+    batch = next(tiny.digits().train.batches(8))
+    for method in (make().within(tiny.THREAT) for make in methods):
+        model: Any = tiny.mixture(3)
+        if isinstance(method, JTDMoE):
+            model = DualModel(tiny.mixture(3), tiny.mixture(3, seed=1), 0.5)
+        if isinstance(method, SOE):
+            model = SynergyOfExperts([TwoHeaded(expert) for expert in model.experts])
+        updates = method.updates(model.train(), dict.fromkeys(method.streams, batch), Rng(0))
+        meters = Meters()
+        for update in updates:
+            loss = update.loss()
+            loss.value.backward()
+            meters.add(loss.logs, player=update.player)
+        assert any(key.endswith("adversarial_accuracy") for key in meters.means()), method.name
 
 
 def test_overfitting_is_said_with_its_numbers() -> None:

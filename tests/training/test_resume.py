@@ -7,6 +7,7 @@ import random
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,8 +19,10 @@ from phalanx.errors import Interrupted
 from phalanx.evaluation import protocol, validation
 from phalanx.methods import ST, FreeAT, Method
 from phalanx.runs import RunFolder
-from phalanx.runs.checkpoint import load_latest
+from phalanx.runs.checkpoint import load_latest, save_checkpoint
+from phalanx.runs.metrics import read_metrics
 from phalanx.training import AWP, Adam
+from phalanx.training.loop import trained_seconds
 
 STEPS = 9
 
@@ -132,6 +135,48 @@ def test_a_finished_run_taken_up_again_changes_nothing(tmp_path: Path) -> None:
     before = tiny.result(tmp_path)
     _train(tmp_path, CASES["at"], seed=1)
     assert tiny.result(tmp_path) == before
+
+
+class _Slow(tiny.StopAt):
+    """Every step takes ten seconds."""
+
+    def __init__(self, clock: list[float], steps: int) -> None:
+        super().__init__(steps, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        self.clock = clock
+
+    def progress(self, done: int, total: int, note: str) -> None:
+        self.clock[0] += 10
+        super().progress(done, total, note)
+
+
+def _logged_seconds(folder: Path) -> list[float]:
+    return [record["seconds"] for record in read_metrics(folder / "metrics.jsonl") if record["kind"] == "train"]
+
+
+def test_the_clock_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("phalanx.training.loop.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    case = CASES["st"]
+    _train(tmp_path / "whole", case, reporter=_Slow(clock, -1))
+    with pytest.raises(Interrupted):
+        _train(tmp_path / "stopped", case, reporter=_Slow(clock, 5))
+    # the time in between is nobody's
+    clock[0] += 1000
+    run = RunFolder(tmp_path / "stopped")
+    assert trained_seconds(run) == 50 and trained_seconds(RunFolder(tmp_path / "new")) == 0
+    _train(run.path, case, reporter=_Slow(clock, -1))
+    assert _logged_seconds(run.path) == _logged_seconds(tmp_path / "whole") == [20, 50, 80]
+
+
+def test_a_checkpoint_without_the_time_is_taken_up(tmp_path: Path) -> None:
+    case = CASES["st"]
+    with pytest.raises(tiny.Stop):
+        _train(tmp_path, case, reporter=tiny.StopAt(5))
+    kept = load_latest(tmp_path / "checkpoints")
+    assert kept is not None and kept.state["metrics"].pop("seconds") > 0
+    save_checkpoint(tmp_path / "checkpoints", kept.step, kept.tensors, kept.state)
+    _train(tmp_path, case)
+    assert tiny.result(tmp_path)["checkpoint step and state"].startswith(f"[{STEPS},")
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -18,7 +19,14 @@ from phalanx.training.config import AWP, SGD, Adam, Cosine, Cyclic, OneCycle, Tr
         (lambda: Adam(beta2=1), r"beta2 must be in \[0, 1\), got 1"),
         (lambda: Cosine(warmup=1.5), r"warmup must be in \[0, 1\), got 1.5"),
         (lambda: OneCycle(peak=1), r"peak must be in \[0, 1\), got 1"),
-        (lambda: OneCycle(start=-1), "start must be at least 0, got -1"),
+        (lambda: OneCycle(start=-1), r"start is a share of the peak and must be in \[0, 1\], got -1"),
+        (lambda: Cosine(final=3.0), r"final is a share of the peak and must be in \[0, 1\], got 3.0"),
+        (lambda: OneCycle(final=math.nan), "final is a share of the peak"),
+        (lambda: Cyclic(low=1.5), "low is a share of the peak"),
+        (lambda: SGD(lr=math.nan), "lr must be positive, got nan"),
+        (lambda: Adam(lr=math.inf), "lr must be positive, got inf"),
+        (lambda: TrainingConfig(clip_norm=math.nan), "clip_norm must be positive, got nan"),
+        (lambda: TrainingConfig(checkpoint_seconds=math.nan), "checkpoint_seconds must be at least 0, got nan"),
         (lambda: Cyclic(steps_up=0), "steps_up must be positive, got 0"),
         (lambda: TrainingConfig(epochs=-1), "epochs must be at least 0, got -1"),
         (lambda: TrainingConfig(batch_size=-3), "batch_size must be positive, got -3"),

@@ -6,15 +6,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from phalanx.attacks.target import Climb, Target
-from phalanx.attacks.tracker import Found
-from phalanx.threat import ThreatModel
+from phalanx.threat import ThreatModel, per_image, unit_l2
 
 MOMENTUM = 0.75
 """alpha: the share of the new step; the rest is the last move repeated."""
@@ -39,11 +37,6 @@ class Point(NamedTuple):
 
     def kept(self, stay_A: Tensor) -> Point:
         return Point(*(field[stay_A] for field in self))
-
-
-def per_image(values_A: Tensor, like: Tensor) -> Tensor:
-    """(A,) values shaped to act on images (A, ...)."""
-    return values_A.reshape(-1, *([1] * (like.dim() - 1)))
 
 
 class Pace(ABC):
@@ -93,10 +86,7 @@ class MomentumPace(Pace):
     def _direction(self, gradient: Tensor) -> Tensor:
         if self._threat.norm == "Linf":
             return gradient.sign()
-        # dividing by the largest entry first keeps tiny gradients from underflowing when they are squared
-        largest_A = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)
-        gradient = gradient / per_image(largest_A, gradient)
-        return gradient / per_image(gradient.flatten(1).norm(dim=1).clamp_min(1e-12), gradient)
+        return unit_l2(gradient)
 
     def advance(self, here: Point) -> Tensor:
         stride = per_image(self._size_A, self._x) * self._direction(here.gradient)
@@ -163,32 +153,3 @@ def walk(target: Target, start: Tensor, steps: int, pace_from: MakePace, evaluat
 def _point(x_adv: Tensor, climb: Climb) -> Point:
     gradient = torch.zeros_like(x_adv) if climb.gradient is None else climb.gradient.nan_to_num(0, 0, 0)
     return Point(x_adv, torch.where(climb.gain.isfinite(), climb.gain, float("-inf")), gradient)
-
-
-def auto_pgd(target: Target, threat: ThreatModel, steps: int, rounded: Callable[[Tensor], Tensor]) -> Found:
-    """One run from the clean images: a first step of 2 eps, halved where it stops paying; the best point of each.
-
-    `rounded` is applied to every gradient. The search watches the objective alone: it returns the point where that was
-    largest, an error or not. Costs steps + 1 passes, no random numbers.
-    """
-    zero_gradient = torch.zeros(len(target), dtype=torch.bool, device=target.x.device)
-
-    def evaluate(target: Target, x_adv: Tensor, last: bool) -> Climb:
-        climb = target.look(x_adv) if last else target.climb(x_adv)
-        return climb if climb.gradient is None else climb._replace(gradient=rounded(climb.gradient))
-
-    def observe(_target: Target, _x_adv: Tensor, climb: Climb, step: int) -> None:
-        nonlocal zero_gradient
-        if step == 0 and climb.gradient is not None:
-            zero_gradient = (climb.gradient == 0).flatten(1).all(1)
-
-    best = walk(target, target.x, steps, partial(MomentumPace, threat, target.x, steps), evaluate, observe)
-    spent = torch.full((len(target),), steps + 1, dtype=torch.int64, device=target.x.device)
-    return Found(
-        x_adv=best.x_adv,
-        loss=best.gain,
-        queries=spent,
-        first_success=torch.full_like(spent, -1),
-        restart=torch.zeros_like(spent),
-        zero_gradient=zero_gradient,
-    )

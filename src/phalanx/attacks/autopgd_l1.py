@@ -7,8 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phalanx.attacks.autopgd import Pace, Point, per_image
-from phalanx.threat import ThreatModel
+from phalanx.attacks.autopgd import Pace, Point
+from phalanx.threat import ThreatModel, per_image
 
 PHASES = ((3, 0.3), (2, 0.3), (1, 0.4))
 """Times eps, share of the steps: the search comes from larger balls, where a sparse error is easier to find, and is

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from phalanx.attacks.objectives import OBJECTIVES
 from phalanx.attacks.surfaces import SURFACES, Model
-from phalanx.attacks.target import Target, check_answers, check_classes, errors_of
+from phalanx.attacks.target import Target, check_answers, check_classes, check_known, errors_of
 from phalanx.attacks.tracker import Found
 from phalanx.errors import InputError
-from phalanx.nn import exact_fp32, fold_batchnorm, frozen, preserved_rng, spec_of
+from phalanx.nn import exact_fp32, fold_batchnorm, folds_certainly, frozen, preserved_rng
+from phalanx.nn.lipschitz import prepared_weights
 from phalanx.rng import SampleRng
 from phalanx.routing import Routed, RouteTree, flipped, routed
 from phalanx.threat import Norm, ThreatModel, check_radius, parse_epsilon
@@ -55,7 +56,8 @@ class AttackResult(NamedTuple):
     """(B,) bool: the first gradient was exactly zero in every pixel, so the attack could not move."""
 
 
-def _check_batch(x: Tensor, y: Tensor) -> None:
+def _check_batch(x: Tensor, y: Tensor) -> int:
+    """The largest label, -1 without images. Raises InputError for images or labels that no model can be given."""
     if torch.is_inference_mode_enabled():
         # autograd records nothing there: every gradient would be zero, and every model look robust
         raise InputError("an attack needs gradients, got torch.inference_mode(); call it outside, or under no_grad()")
@@ -66,31 +68,35 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
         kind = f"{y.dtype} of shape {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__
         raise InputError(f"labels must be integers of shape ({len(x)},), one for each image, got {kind}")
     if len(x) == 0:
-        return
-    low, high = (float(bound) for bound in torch.stack(x.aminmax()).tolist())
+        return -1
+    # one transfer from the device for all four
+    exact = torch.promote_types(x.dtype, torch.float32)
+    bounds = torch.stack([bound.to(x.device, exact) for bound in (*x.detach().aminmax(), *y.aminmax())])
+    low, high, smallest, largest = (float(bound) for bound in bounds.tolist())
     # a NaN pixel fails both comparisons
     if not (low >= 0 and high <= 1):
         raise InputError(
             f"pixels must lie in [0, 1], got {low:.6g} to {high:.6g}; "
             "undo any normalisation (it belongs inside the model) and divide uint8 pixels by 255"
         )
+    if smallest < 0:
+        # the cross-entropy takes -100 for "ignore": no gradient, and every image would look robust
+        raise InputError(f"labels must be at least 0, got {int(smallest)}; count classes from 0")
+    return int(largest)
 
 
 @contextmanager
-def _borrowed(model: Model) -> Iterator[Model]:
-    """The model frozen for as long as it is attacked; yields what to search on: it, or its BatchNorm-folded copy."""
-    with frozen(model), preserved_rng():
-        folded = fold_batchnorm(model) if isinstance(model, nn.Module) else None
+def _borrowed(model: Model, *, certain: bool) -> Iterator[Model]:
+    """The model frozen for as long as it is attacked; yields what to search on: it, or its BatchNorm-folded copy, with
+    `certain` only of what needs no comparison with the model (see `fold_batchnorm`)."""
+    with frozen(model), preserved_rng(), prepared_weights(model):
+        folded = fold_batchnorm(model, certain=certain) if isinstance(model, nn.Module) else None
         yield model if folded is None else folded
 
 
 def _trusted(model: Model, search: Model, x: Tensor, logits: Tensor) -> Model:
-    """The folded copy, if it answers as the model does.
-
-    Folding reads the structure of `nn.Sequential`; a foreign module may use its parts in another order (a feature
-    extractor that indexes into a chain). Models of our own builders do not, and are not asked again.
-    """
-    if search is model or (isinstance(model, nn.Module) and spec_of(model) is not None):
+    """The folded copy, if it answers as the model does; where its folding is certain, it is not asked."""
+    if search is model or (isinstance(model, nn.Module) and folds_certainly(model)):
         return search
     agree = torch.allclose(routed(search, x).logits, logits, rtol=1e-3, atol=1e-3, equal_nan=True)
     return search if agree else model
@@ -110,11 +116,13 @@ class Attack(ABC):
     """"Linf", "L2" or "L1"; inside a recipe, by default the recipe's threat, else Linf."""
     objective: str = "cross_entropy"
     """What is climbed: "cross_entropy", "margin", "dlr", "kl" away from the clean answer, "steer" on a surface
-    "expert-J", "joint-L" on the surface "halves" or "mislead" on "mixing"; "dlr_targeted" towards a class; "kl_route"
-    counts the router's scores too; "cross_entropy_fp16-N" and "cross_entropy_route-W" are for reproductions."""
+    "expert-J", "joint-L" on the surface "halves" or "mislead" on "mixing"; towards a class "dlr_targeted" and
+    "steer_to"; "kl_route" counts the router's scores too; "cross_entropy_fp16-N" and "cross_entropy_route-W" are for
+    reproductions."""
     surface: str = "whole"
-    """Which part of the model is differentiated: "whole", "pinned", "experts", "router", "dense", "dense-tT" at
-    temperature T, "expert-J" or, of a dual model, "standard", "robust", "halves" or "mixing"."""
+    """Which part of the model is differentiated: "whole", "pinned", "straight-through", "experts", "router", "dense",
+    "dense-tT" at temperature T, "expert-J"; "held" and "forced" under a route given to the search; of a dual model
+    "standard", "robust", "halves", "geometric", "softened-tT" or "mixing"."""
     targeted: bool = False
     """Aim at one class (the caller's, else the runner-up of the clean image) instead of away from the label. Any wrong
     answer still counts as broken, and ends the search where samples are dropped early."""
@@ -127,6 +135,7 @@ class Attack(ABC):
             parse_epsilon(self.eps)
             check_radius(self.norm or "L2", self.eps)
         OBJECTIVES.check(self.objective)
+        OBJECTIVES.check_aim(self.objective, targeted=self.targeted)
         SURFACES.check(self.surface)
         for surface, objective, named in (("halves", "joint-", "joint-L"), ("mixing", "mislead", "mislead")):
             if (self.surface == surface) != self.objective.startswith(objective):
@@ -192,14 +201,16 @@ class Attack(ABC):
         wanted: Tensor | None,
         *,
         judged: bool,
+        largest_label: int = -1,
         route: RouteTree | None = None,
     ) -> Target:
-        target = Target(model, search, self.surface, self.objective, x, y, judged=judged)
+        target = Target(model, search, self.surface, self.objective, x, y, judged=judged, largest_label=largest_label)
         if not (self.reads_clean_pass or (self.targeted and wanted is None)):
             return replace(target, wanted=wanted)
         with torch.no_grad():
             if route is None:
                 clean = routed(search, x)
+                check_known(largest_label, clean.logits)
             elif self.reads_clean_logits:
                 clean = search.routed(x, route)  # type: ignore[attr-defined]
             else:
@@ -241,7 +252,7 @@ class Attack(ABC):
         Arguments as for `run`; one row per sample, `x_adv` inside the ball. A `route` takes the place of the gate's in
         the pass on the clean images: the surface "experts" then attacks whatever experts it names.
         """
-        _check_batch(x, y)
+        largest = _check_batch(x, y)
         if route is not None and not self.reads_clean_pass:
             raise InputError(
                 f"a route was given, but surface {self.surface!r} with objective {self.objective!r} reads none; "
@@ -250,8 +261,10 @@ class Attack(ABC):
         wanted = self._wanted(target, y)
         rng = _streams(rng, x)
         x, y = x.detach(), y.long()
-        with _borrowed(model) as search:
-            found = self._perturbed(self._target(model, search, x, y, wanted, judged=False, route=route), rng)
+        # a comparison would cost every training step two passes: what would need one is attacked as it is
+        with _borrowed(model, certain=True) as search:
+            aim = self._target(model, search, x, y, wanted, judged=False, largest_label=largest, route=route)
+            found = self._perturbed(aim, rng)
         return found._replace(x_adv=self.threat.project(found.x_adv, x).detach())
 
     @final
@@ -280,7 +293,7 @@ class Attack(ABC):
         wanted = self._wanted(target, y)
         rng = _streams(rng, x)
         x, y = x.detach(), y.long()
-        with exact_fp32(), _borrowed(model) as search, torch.no_grad():
+        with exact_fp32(), _borrowed(model, certain=False) as search, torch.no_grad():
             clean = routed(model, x)
             check_answers(clean.logits, y)
             if wanted is not None:

@@ -10,13 +10,12 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.base import Attack
 from phalanx.attacks.nearest import Nearest
 from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found, Tracker
 from phalanx.rng import SampleRng
-from phalanx.threat import ThreatModel
+from phalanx.threat import ThreatModel, per_image
 
 _DECAY = 0.9, 0.999
 """Of Adam's two moments (Kingma & Ba 2015)."""

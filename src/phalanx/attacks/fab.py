@@ -12,7 +12,6 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.base import Attack
 from phalanx.attacks.fab_projection import onto_hyperplane
 from phalanx.attacks.nearest import Nearest
@@ -20,7 +19,7 @@ from phalanx.attacks.surfaces import SURFACES
 from phalanx.attacks.target import Target, wrong_classes
 from phalanx.attacks.tracker import Found
 from phalanx.rng import SampleRng
-from phalanx.threat import Norm
+from phalanx.threat import Norm, per_image
 
 _DUAL: dict[Norm, float] = {"Linf": 1.0, "L2": 2.0, "L1": math.inf}
 _ORDER: dict[Norm, float] = {"Linf": math.inf, "L2": 2.0, "L1": 1.0}

@@ -62,7 +62,8 @@ def _one_step(attack: Attack, length: float, *, random_start: bool) -> PGD:
         surface=attack.surface,
         targeted=attack.targeted,
         steps=1,
-        step_size=length,
+        # 0 where the radius is, and so is PGD's own
+        step_size=length or None,
         random_start=random_start,
         keep="last",
         early_drop=False,

@@ -16,6 +16,7 @@ from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found
 from phalanx.errors import InputError
 from phalanx.rng import SampleRng
+from phalanx.threat import per_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ class GivenImages:
         place = torch.searchsorted(ids, samples).clamp_max(len(ids) - 1)
         known = ids[place] == samples
         found = self.images[order[place.cpu()].to(self.images.device)].to(like)
-        return torch.where(known.reshape(-1, *[1] * (like.dim() - 1)), found, like), known
+        return torch.where(per_image(known, like), found, like), known
 
 
 @dataclass(frozen=True, kw_only=True)

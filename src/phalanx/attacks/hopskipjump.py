@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.base import Attack
 from phalanx.attacks.black_box import LabelSearch
 from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found
 from phalanx.rng import SampleRng
+from phalanx.threat import per_image
 
 _GRIDS = (None, 1, 2, 4, 8)
 """Cells along each side of the starting images, in turn; None for one a pixel."""

@@ -9,11 +9,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.surfaces import DEPLOYED
 from phalanx.attacks.target import Climb, Target, errors_of
 from phalanx.attacks.tracker import Found
-from phalanx.threat import ThreatModel
+from phalanx.threat import ThreatModel, per_image
 
 _FINAL_STEPS = 3
 """Of the final search (Croce & Hein 2020b, Algorithm 1)."""

@@ -82,7 +82,7 @@ def dlr_targeted(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     return lead_B / (falling_B4[:, 0] - falling_B4[:, 2:].mean(-1)).clamp_min(1e-12)
 
 
-@OBJECTIVES.register("kl", clean_pass=True)
+@OBJECTIVES.register("kl", clean_pass=True, only="untargeted")
 def kl(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """KL(p(x) || p(x')) of the softmax at the clean and at the attacked image (Zhang et al. 2019, eq. 5); no labels.
 
@@ -100,7 +100,7 @@ def _divergence(clean_BN: Tensor, attacked_BN: Tensor) -> Tensor:
     return F.kl_div(attacked_BN.log_softmax(-1), log_p_BN, reduction="none", log_target=True).sum(-1)
 
 
-@OBJECTIVES.register("kl_route", clean_pass=True)
+@OBJECTIVES.register("kl_route", clean_pass=True, only="untargeted")
 def kl_route(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """`kl` plus the same divergence of the router's scores, 1 to 1, the mean over several gates (AdvMoE's training).
 
@@ -138,7 +138,7 @@ def _held_route(attacked: Routed) -> Tensor | float:
     return torch.stack([_route_lead(leaf).clamp_max(STEER_HINGE) for leaf in leaves(attacked.route)]).amin(0)
 
 
-@OBJECTIVES.register("steer")
+@OBJECTIVES.register("steer", only="untargeted")
 def steer(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """Send the image to the expert that answers in `attacked` and make it err there, on an "expert-J" surface.
 
@@ -150,7 +150,7 @@ def steer(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     return (-_lead(attacked.logits, y[:, None])).clamp_max(STEER_HINGE) + _held_route(attacked)
 
 
-@OBJECTIVES.register("steer_to")
+@OBJECTIVES.register("steer_to", only="targeted")
 def steer_to(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """The targeted form, to be lowered: -min(class lead of y, h) - min(route lead of J, h), `y` the class to reach."""
     del clean
@@ -184,7 +184,7 @@ MISLEAD_WEIGHT = 0.5
 """Of gamma in `mislead`."""
 
 
-@OBJECTIVES.register("mislead")
+@OBJECTIVES.register("mislead", only="untargeted")
 def mislead(attacked: Routed, clean: Routed | None, y: Tensor) -> Tensor:
     """On the surface "mixing" of an `AdaptiveSmoothing`: max_{k != y} log p_D,k - log p_D,y - max(gamma, 0) / 2.
 

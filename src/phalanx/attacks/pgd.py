@@ -37,8 +37,8 @@ class PGD(Attack):
     """Start at x + this * N(0, 1) instead, in pixel units: 0.001 in the code of TRADES and AdvMoE. As there it is not
     clipped before the first step, except under `run`, whose verdicts are about points of the ball."""
     keep: Keep | None = None
-    """Return the "best" iterate (an error before all others, then the largest objective) or the "last" one; by default
-    the best under `run`, the last under `search` and in training."""
+    """Return the "best" iterate (an error before all others, then the largest objective) or the "last" one, which is of
+    the last restart; by default the best under `run` and of several restarts, else the last, as in training."""
     early_drop: bool | None = None
     """Stop attacking a sample at its first error; by default under `run` only, which confirms it on the real model."""
     eot: int = 1
@@ -59,12 +59,15 @@ class PGD(Attack):
         if self.gaussian_start is not None:
             self._check_gaussian(self.gaussian_start)
         if self.step_size is not None:
-            try:
-                parse_epsilon(self.step_size)
-            except ValueError:
-                raise ValueError(
-                    f"step_size must be a number or a fraction such as '2/255', at least 0, got {self.step_size!r}"
-                ) from None
+            self._check_step(self.step_size)
+
+    def _check_step(self, step_size: float | str) -> None:
+        try:
+            positive = parse_epsilon(step_size) > 0
+        except ValueError:
+            positive = False
+        if not positive:
+            raise ValueError(f"step_size must be a positive number or a fraction such as '2/255', got {step_size!r}")
 
     def _check_gaussian(self, deviation: float) -> None:
         if not 0 < deviation < math.inf:
@@ -79,7 +82,7 @@ class PGD(Attack):
     def perturb(self, target: Target, rng: SampleRng) -> Found:
         tracker = Tracker(
             target,
-            keep=self.keep or ("best" if target.judged else "last"),
+            keep=self.keep or ("best" if target.judged or self.restarts > 1 else "last"),
             early_drop=target.judged if self.early_drop is None else self.early_drop,
         )
         for restart in range(self.restarts):

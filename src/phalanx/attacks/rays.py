@@ -10,12 +10,12 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.base import Attack
 from phalanx.attacks.black_box import LabelSearch
 from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found
 from phalanx.rng import SampleRng
+from phalanx.threat import per_image
 
 
 class _Rays(NamedTuple):

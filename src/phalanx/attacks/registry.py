@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 F = TypeVar("F", bound=Callable[..., Any])
+Aim: TypeAlias = Literal["targeted", "untargeted"]
+"""Towards a class, or away from one: a targeted attack climbs an objective's negative at the class it wants."""
 
 _NUMBERED = re.compile(r"(.+)-(0|[1-9][0-9]{0,3})")
 _TEMPERED = re.compile(r"(.+)-t((?:0|[1-9][0-9]{0,3})(?:\.[0-9]{1,4})?)")
@@ -22,9 +24,11 @@ class Registry(Generic[F]):
         self._families: dict[str, Callable[[int], F]] = {}
         self._tempered: dict[str, Callable[[float], F]] = {}
         self._with_clean_pass: set[str] = set()
+        self._one_way: dict[str, Aim] = {}
 
-    def register(self, name: str, *, clean_pass: bool = False) -> Callable[[F], F]:
-        """Decorator; `clean_pass` declares that the function reads the pass on the clean image, which costs a forward.
+    def register(self, name: str, *, clean_pass: bool = False, only: Aim | None = None) -> Callable[[F], F]:
+        """Decorator; `clean_pass` declares that the function reads the pass on the clean image, which costs a forward,
+        `only` that it serves attacks of this aim alone.
 
         Raises ValueError if the name is taken.
         """
@@ -34,6 +38,8 @@ class Registry(Generic[F]):
             self._functions[name] = function
             if clean_pass:
                 self._with_clean_pass.add(name)
+            if only is not None:
+                self._one_way[name] = only
             return function
 
         return add
@@ -91,6 +97,14 @@ class Registry(Generic[F]):
         in_family = (numbered and numbered[1] in self._families) or self._split_temperature(name)
         if name not in self._functions and not in_family:
             raise ValueError(f"{self._kind} must be one of {', '.join(self.names())}, got {name!r}")
+
+    def check_aim(self, name: str, *, targeted: bool) -> None:
+        """Raises ValueError for a function that serves the other aim alone."""
+        wanted = self._one_way.get(name)
+        if wanted is not None and targeted != (wanted == "targeted"):
+            raise ValueError(
+                f"{self._kind} {name!r} is for {wanted} attacks alone, got targeted={targeted}; change one of them"
+            )
 
     def names(self) -> list[str]:
         """Every name; a family's as "NAME-J", one of temperatures as "NAME-tT", T positive."""

@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
-from phalanx.attacks.autopgd import auto_pgd
+from phalanx.attacks.autopgd import MomentumPace, walk
 from phalanx.attacks.base import Attack
-from phalanx.attacks.target import Target
+from phalanx.attacks.target import Climb, Target
 from phalanx.attacks.tracker import Found, Tracker
 from phalanx.rng import SampleRng
+from phalanx.threat import ThreatModel
 
 MEAN_PIXEL = 0.4734
 """Of CIFAR-10, over channels. The released code subtracts each channel's own: that moves the point of the first
@@ -100,6 +103,35 @@ class ReleasedPGD(_Released):
     def perturb(self, target: Target, rng: SampleRng) -> Found:
         start = target.x + self._noise(target, rng) - MEAN_PIXEL
         return self._walk(_half(target, self.batch), start, _in_half)
+
+
+def auto_pgd(target: Target, threat: ThreatModel, steps: int, rounded: Callable[[Tensor], Tensor]) -> Found:
+    """One run from the clean images: a first step of 2 eps, halved where it stops paying; the best point of each.
+
+    `rounded` is applied to every gradient. The search watches the objective alone: it returns the point where that was
+    largest, an error or not. Costs steps + 1 passes, no random numbers.
+    """
+    zero_gradient = torch.zeros(len(target), dtype=torch.bool, device=target.x.device)
+
+    def evaluate(target: Target, x_adv: Tensor, last: bool) -> Climb:
+        climb = target.look(x_adv) if last else target.climb(x_adv)
+        return climb if climb.gradient is None else climb._replace(gradient=rounded(climb.gradient))
+
+    def observe(_target: Target, _x_adv: Tensor, climb: Climb, step: int) -> None:
+        nonlocal zero_gradient
+        if step == 0 and climb.gradient is not None:
+            zero_gradient = (climb.gradient == 0).flatten(1).all(1)
+
+    best = walk(target, target.x, steps, partial(MomentumPace, threat, target.x, steps), evaluate, observe)
+    spent = torch.full((len(target),), steps + 1, dtype=torch.int64, device=target.x.device)
+    return Found(
+        x_adv=best.x_adv,
+        loss=best.gain,
+        queries=spent,
+        first_success=torch.full_like(spent, -1),
+        restart=torch.zeros_like(spent),
+        zero_gradient=zero_gradient,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from typing import Literal
 
 import torch
 
-from phalanx.attacks.autopgd import per_image
 from phalanx.attacks.base import Attack
 from phalanx.attacks.square_proposals import Corners, windows
 from phalanx.attacks.target import Target
 from phalanx.attacks.tracker import Found, Tracker
 from phalanx.errors import InputError
 from phalanx.rng import SampleRng
+from phalanx.threat import per_image
 
 _HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Of 10,000 proposals: where the share of the pixels that a square covers is halved, as published."""

@@ -55,7 +55,9 @@ def pinned(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | None) -> Rout
     """
     if not isinstance(model, RoutedModel):
         return whole(model, x_adv, x, clean)
-    return model.routed(x_adv, pin(model.gate(x_adv)))
+    with torch.no_grad():
+        route = pin(model.gate(x_adv))
+    return model.routed(x_adv, route)
 
 
 @SURFACES.register("experts", clean_pass=True)
@@ -140,15 +142,25 @@ def straight_through(model: Model, x_adv: Tensor, x: Tensor, clean: Routed | Non
     """Forward the deployed hard route, backward routed(x', dense(gate(x'))), all experts under softmax weights.
 
     The straight-through estimator (Bengio et al. 2013), with the softmax in the place of the choice: the gain is the
-    deployed model's, the gradient says where every expert and the gate would move it.
+    deployed model's, the gradient says where every expert and the gate would move it. Where an expert that was not
+    chosen answers with a non-finite number, the gradient is the deployed model's own.
     """
     if not isinstance(model, RoutedModel):
         return whole(model, x_adv, x, clean)
-    soft = softened(1.0)(model, x_adv, x, clean)
+    soft = softened(1.0)(model, x_adv, x, clean).logits
     with torch.no_grad():
         hard = model.routed(x_adv)
-    # the difference is exactly 0: the value is the deployed one to the last bit
-    return Routed(hard.logits + (soft.logits - soft.logits.detach()), hard.route)
+    # exactly 0: the value is the deployed one to the last bit
+    moving = soft - soft.detach()
+    finite = soft.isfinite().all(-1)
+    if not bool(finite.all()):
+        # asked again, apart: a non-finite number reaches the gradient even with a factor of 0
+        moving = torch.zeros_like(hard.logits)
+        for rows, surface in ((finite, softened(1.0)), (~finite, whole)):
+            if bool(rows.any()):
+                logits = surface(model, x_adv[rows], x[rows], clean).logits
+                moving = moving.index_put((rows,), (logits - logits.detach()).to(moving))
+    return Routed(hard.logits + moving, hard.route)
 
 
 @SURFACES.register_family("expert")

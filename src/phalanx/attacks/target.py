@@ -47,6 +47,8 @@ class Target:
     """The pass on the clean images, where the surface or the objective reads it."""
     judged: bool = False
     """A verdict follows: the search should watch for errors and may stop at the first."""
+    largest_label: int = -1
+    """A model of no more classes than this is refused at its first answer; -1 where the labels have been checked."""
 
     def __len__(self) -> int:
         return len(self.x)
@@ -60,6 +62,7 @@ class Target:
 
     def _gain(self, x_adv: Tensor) -> tuple[Tensor, Tensor]:
         attacked = SURFACES[self.surface](self.search, x_adv, self.x, self.clean)
+        check_known(self.largest_label, attacked.logits)
         objective = OBJECTIVES[self.objective]
         if self.wanted is None:
             return objective(attacked, self.clean, self.y), attacked.logits.detach()
@@ -121,6 +124,15 @@ def check_answers(logits: object, y: Tensor) -> None:
         kind = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"the model must answer with logits ({len(y)}, C), got {kind}; wrap it in one that does")
     check_classes("labels", y, logits.shape[1])
+
+
+def check_known(largest_label: int, logits: Tensor) -> None:
+    """Raises InputError for a model whose logits (A, ...) have no such class; asks nothing of the device."""
+    if logits.shape[-1] <= largest_label:
+        raise InputError(
+            f"labels must be in 0..{logits.shape[-1] - 1}, the model's classes, got {largest_label}; "
+            "count classes from 0, and use the data the model is for"
+        )
 
 
 def check_classes(what: str, classes: Tensor, num_classes: int) -> None:

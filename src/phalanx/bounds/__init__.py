@@ -1,6 +1,6 @@
 """Bounds of functions over a threat's ball: what reachable sets, and certificates, stand on."""
 
-from phalanx.bounds.crown import Planes, crown_ibp_lower, crown_lower, crown_planes, whole
+from phalanx.bounds.crown import Planes, crown_ibp_lower, crown_planes, whole
 from phalanx.bounds.dual_norm import dual_norm, largest_increase, pairwise_lipschitz
 from phalanx.bounds.intervals import Ball, Interval, interval_features, interval_lower, slopes_of
 from phalanx.bounds.lipschitz import class_lipschitz, feature_gains, output_lipschitz
@@ -21,7 +21,6 @@ __all__ = [
     "class_lipschitz",
     "conv_upper",
     "crown_ibp_lower",
-    "crown_lower",
     "crown_planes",
     "dual_norm",
     "feature_gains",

@@ -51,17 +51,13 @@ class _Step:
     """Of sorted pairs: bounds (N, P) of the first less the second."""
 
 
-def crown_lower(stages: Sequence[Stage], rows: Tensor, ball: Ball) -> Tensor:
+def crown_ibp_lower(stages: Sequence[Stage], rows: Tensor, ball: Ball) -> Tensor:
     """(N, R): at most the minimum over each image's ball of rows . outputs, rows (N, R, outputs).
 
-    Raises InputError for a stage that no linear bound is known for.
+    With nothing but interval bounds of what goes into each layer: CROWN-IBP (Zhang et al., ICLR 2020), in one pass
+    forwards and one backwards, for all samples at once. For chains without residual blocks; raises InputError for a
+    stage that no linear bound is known for.
     """
-    return crown_planes(stages, rows, ball).least(ball)
-
-
-def crown_ibp_lower(stages: Sequence[Stage], rows: Tensor, ball: Ball) -> Tensor:
-    """As `crown_lower`, with nothing but interval bounds of what goes into each layer: CROWN-IBP (Zhang et al., ICLR
-    2020), in one pass forwards and one backwards, for all samples at once. For chains without residual blocks."""
     _check(stages)
     known = interval_features(stages, ball)
     steps = [_entered(stage, (), bounds, ball) for stage, bounds in zip(stages, known[:-1], strict=True)]
@@ -71,7 +67,7 @@ def crown_ibp_lower(stages: Sequence[Stage], rows: Tensor, ball: Ball) -> Tensor
 def crown_planes(stages: Sequence[Stage], rows: Tensor, ball: Ball) -> Planes:
     """Linear functions of the pixels that are at most rows . outputs in each image's ball, rows (N, R, outputs).
 
-    Raises InputError as `crown_lower`.
+    Raises InputError for a stage that no linear bound is known for.
     """
     _check(stages)
     together = max(1, _TOGETHER // max((_carried(chain) for chain in _prefixes(stages)), default=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import fields, replace
@@ -117,7 +118,10 @@ def _stage(module: Any, shape: Shape, where: str) -> Stage:
         return ChannelScale(scale, -module.mean.double().flatten() * scale, shape)
     if kind in (nn.Linear, LipschitzLinear):
         weight = _exact(module.weight)
+        _check_size(weight, math.prod(shape), where)
         return Dense(weight, _bias(module, len(weight)), shape)
+    if kind in (nn.Conv2d, LipschitzConv2d):
+        _check_size(module.weight, shape[0], where)
     if kind is nn.Conv2d:
         return _convolution(module, shape, where)
     if kind is LipschitzConv2d:
@@ -140,6 +144,15 @@ def _stage(module: Any, shape: Shape, where: str) -> Stage:
         f"no bound is known for {where or 'the network'}, which is {module}; bounds are known for chains of linear, "
         "convolutional, BatchNorm, ReLU and pooling layers, such as the experts mlp and small_cnn"
     )
+
+
+def _check_size(weight: Tensor, given: int, where: str) -> None:
+    """Raises InputError unless a layer's weight (O, I, ...) takes what it is given."""
+    if weight.shape[1] != given:
+        raise InputError(
+            f"{where or 'the network'} takes {weight.shape[1]} features or channels and would be given {given}; the "
+            "images have another shape than those that the network was built for"
+        )
 
 
 def _exact(parameter: Tensor) -> Tensor:

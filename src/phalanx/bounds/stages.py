@@ -302,12 +302,13 @@ class SortedPairs:
 
     def pairs(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(M, *out_shape), flattened or not, to the first and the second of all pairs, flattened."""
-        split = x.reshape(len(x), self.out_shape[0] // 2, 2, -1)
+        split = x.reshape(len(x), self.out_shape[0] // 2, 2, math.prod(self.out_shape[1:]))
         return split[:, :, 0].flatten(1), split[:, :, 1].flatten(1)
 
     def from_pairs(self, first: Tensor, second: Tensor) -> Tensor:
         """The inverse of `pairs`: (M, *out_shape)."""
-        halves = (side.reshape(len(side), self.out_shape[0] // 2, -1) for side in (first, second))
+        features = math.prod(self.out_shape[1:])
+        halves = (side.reshape(len(side), self.out_shape[0] // 2, features) for side in (first, second))
         return torch.stack([*halves], 2).reshape(-1, *self.out_shape)
 
 

@@ -10,11 +10,10 @@ from phalanx.certification.certificate import (
     parse_reachable,
     parse_wanted,
 )
-from phalanx.certification.closed_forms import closed_radius, slope_a1, slope_a2, slope_a3
 from phalanx.certification.constants import Constants, read_constants, write_constants
 from phalanx.certification.dual import mixed_low
-from phalanx.certification.gates import entry_radii, soft_low, top1_low, top1_radius, topn_low
-from phalanx.certification.gaussian import mixed_radius_closed, smoothed_radius
+from phalanx.certification.gates import entry_radii, soft_low, top1_low, topn_low
+from phalanx.certification.gaussian import smoothed_radius
 from phalanx.certification.networks import METHODS, Method
 from phalanx.certification.paper import printed_theorem_5_4, printed_theorem_5_5
 from phalanx.certification.record import certificate_json, certificate_text
@@ -36,26 +35,20 @@ __all__ = [
     "certify",
     "certify_smoothed",
     "check_certifiable",
-    "closed_radius",
     "entry_radii",
     "lipschitz_constants",
     "lower_margins",
     "mixed_low",
-    "mixed_radius_closed",
     "parse_reachable",
     "parse_wanted",
     "printed_theorem_5_4",
     "printed_theorem_5_5",
     "read_constants",
-    "slope_a1",
-    "slope_a2",
-    "slope_a3",
     "smoothed_json",
     "smoothed_radius",
     "smoothed_text",
     "soft_low",
     "top1_low",
-    "top1_radius",
     "topn_low",
     "write_constants",
 ]

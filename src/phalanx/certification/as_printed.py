@@ -52,7 +52,7 @@ def printed_claims(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[
         expert = mixture.gate(x).experts[:, 0]
     networks = [Network.read(each, shape, norm, f"experts.{index}") for index, each in enumerate(mixture.experts)]
     values = torch.zeros(len(x), networks[0].lipschitz.shape[0], dtype=torch.float64, device=x.device)
-    bounds, gradients = torch.zeros(len(x), dtype=torch.float64), torch.zeros(len(x), dtype=torch.float64)
+    bounds, gradients = torch.zeros_like(values[:, 0]), torch.zeros_like(values[:, 0])
     for index, network in enumerate(networks):
         some = (expert == index).nonzero()[:, 0]
         if len(some):
@@ -61,7 +61,7 @@ def printed_claims(model: nn.Module, x: Tensor, y: Tensor, norm: Norm) -> tuple[
     margins = values.gather(1, y[:, None])[:, 0] - values.scatter(1, y[:, None], -torch.inf).amax(1)
     margins = margins.masked_fill(~right, 0)
     # weight 1 on the expert that answers, whatever its number
-    one, none = torch.ones(len(x), 1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    one, none = torch.ones_like(values[:, :1]), values.new_zeros(1)
     claims = []
     for slopes, own in zip(SLOPES, (bounds, gradients), strict=True):
         if alpha is None:
@@ -81,6 +81,8 @@ def _subject(model: nn.Module) -> tuple[MixtureOfExperts, float | None]:
         )
     if type(model) is not DualModel:
         return robust, None
+    if model.mix != "probabilities":
+        raise InputError(f"theorem 5.5 is about averaged probabilities, and the dual model averages {model.mix}")
     if not 0.5 <= model.alpha <= 1:
         raise InputError(f"theorem 5.5 asks for alpha in [1/2, 1], and the dual model has {model.alpha}")
     return robust, model.alpha
@@ -98,9 +100,9 @@ def _at(network: Network, x: Tensor, y: Tensor, norm: Norm, *, probabilities: bo
     own, other = (values.gather(1, klass[:, None]).sum() for klass in (y, rival))
     steep = _steepness(own, image, norm)
     if not probabilities:
-        slopes = class_lipschitz(network.stages, network.shape, norm)[y]
+        slopes = class_lipschitz(network.stages, network.shape, norm).to(image)[y]
         return values.detach(), slopes, steep
-    each = network.lipschitz.amax(1) / 4
+    each = network.lipschitz.to(image).amax(1) / 4
     return values.detach(), each[y] + each.amax(), steep + _steepness(other, image, norm)
 
 

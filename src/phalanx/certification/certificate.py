@@ -15,13 +15,13 @@ from phalanx.certification.constants import Constants
 from phalanx.certification.models import Read, Reader, read_model
 from phalanx.certification.moe import Certifiable
 from phalanx.certification.networks import METHODS, Method
-from phalanx.certification.radii import Radii
+from phalanx.certification.radii import Radii, require_images
 from phalanx.certification.reach import REACHABLE, Reachable
 from phalanx.certification.search import LEVEL, Search, diameter, holds
 from phalanx.data import ImageSet
 from phalanx.errors import InputError
 from phalanx.nn import exact_fp32
-from phalanx.threat import Norm, parse_norm
+from phalanx.threat import Norm, parse_epsilon, parse_norm
 
 Reason = Literal["certified", "misclassified", "tied", "non-finite"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -74,16 +74,17 @@ def certify(
         norm: "L2", "Linf" or "L1".
         method: "lipschitz", "ibp", "crown", or "auto", the best of those that apply.
         reachable: "pairwise", or "exact": when a top-1 gate behind a linear router can reach an expert, all rivals
-            together (2 to 4 % later on average).
+            together (2 % later on average).
         batch_size: images looked at together; changes no radius.
         constants: those of `lipschitz_constants`, where they were made before.
         progress: hears done, total and a note.
 
     Raises InputError for a model in training mode or without known bounds (naming the layer and its path), an unknown
-    norm, method or rule, and the exact rule for a model that has no gate for it.
+    norm, method or rule, the exact rule for a model that has no gate for it, and no images.
     """
     chosen, wanted = parse_wanted(norm, method)
     rule = parse_reachable(reachable)
+    require_images(images)
     read = read_model(model, Reader(images.shape, chosen, rule, constants or {}))
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     found: list[_Found] = []
@@ -111,7 +112,7 @@ def lower_margins(
     x: Tensor,
     y: Tensor,
     norm: str,
-    eps: float | Tensor,
+    eps: float | str | Tensor,
     *,
     method: str = "auto",
     reachable: str = "pairwise",
@@ -119,15 +120,16 @@ def lower_margins(
     """(N, C) float64: lower bounds of F^y - F^k over all images within `eps` of x (N, C, H, W) in [0, 1], infinite at
     k = y, less an allowance for rounding. All positive: no image there is answered otherwise than y (N,).
 
-    F are the model's logits; for averages of probabilities these. `eps` is a number or (N,). Raises InputError as
-    `certify`, and for images outside [0, 1], labels that are no class or eps below 0.
+    F are the model's logits; for averages of probabilities these. `eps` is a number, a fraction such as "8/255", or
+    (N,). Raises InputError as `certify`, and for images outside [0, 1], labels that are not (N,) or no class, or eps
+    below 0.
     """
     chosen, wanted = parse_wanted(norm, method)
     _check_pixels(x)
-    radius = torch.as_tensor(eps, dtype=torch.float64, device=x.device).expand(len(x))
-    if not bool((radius >= 0).all()):
-        raise InputError(f"eps must be at least 0, got {eps}")
+    radius = _radii(eps, x)
     certifiable = read_model(model, Reader(tuple(x.shape[1:]), chosen, parse_reachable(reachable))).model
+    if y.shape != x.shape[:1]:
+        raise InputError(f"labels must have shape ({len(x)},), one for each image, got {tuple(y.shape)}")
     _check_labels(y, certifiable)
     with torch.no_grad():
         return certifiable.low(certifiable.see(x.detach().double()), y, radius, wanted).margins
@@ -156,6 +158,18 @@ def parse_reachable(rule: str) -> Reachable:
         if rule == known:
             return known
     raise InputError(f"reachable must be one of {', '.join(REACHABLE)}, got {rule!r}")
+
+
+def _radii(eps: float | str | Tensor, x: Tensor) -> Tensor:
+    """(N,) float64 of images x (N, C, H, W)."""
+    try:
+        number = float(parse_epsilon(eps)) if isinstance(eps, str) else eps
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    radius = torch.as_tensor(number, dtype=torch.float64, device=x.device)
+    if radius.shape not in ((), x.shape[:1]) or not bool((radius >= 0).all()):
+        raise InputError(f"eps must be at least 0, a number or one for each of {len(x)} images, got {eps}")
+    return radius.expand(len(x))
 
 
 def _check_pixels(x: Tensor) -> None:

@@ -16,9 +16,6 @@ from phalanx.certification.moe import Low, Mixture, Seen
 from phalanx.certification.networks import Method
 from phalanx.routing.dual import Mix
 
-_ROUNDING = 128 * torch.finfo(torch.float32).eps
-"""Allowance for forming probabilities and their average in float32."""
-
 
 def mixed_low(margins: Sequence[Tensor], weights: Sequence[float], y: Tensor, mix: Mix) -> Tensor:
     """(P, N, C): what each part adds to the margin of sum_i weight_i F_i, from lower bounds (N, C) of the margins of
@@ -53,6 +50,8 @@ class Combined:
     weights: tuple[float, ...]
     mix: Mix
     names: tuple[str, ...]
+    rounding: float
+    """Allowance for forming probabilities, which are at most 1, and their average in the deployed precision."""
 
     @property
     def classes(self) -> int:
@@ -78,5 +77,5 @@ class Combined:
         like = next(low for low in known if low is not None)
         nothing = torch.full_like(like, -math.inf).scatter(1, y[:, None], math.inf)
         found_PNC = mixed_low([nothing if low is None else low for low in known], self.weights, y, self.mix)
-        slack = _ROUNDING if self.mix == "probabilities" else 0.0
+        slack = self.rounding if self.mix == "probabilities" else 0.0
         return Low(found_PNC.sum(0) - slack, found_PNC.argmin(0))

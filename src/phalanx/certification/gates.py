@@ -1,4 +1,4 @@
-"""What a gate can make of its experts within a ball: least margins over reachable weights, and closed-form radii.
+"""What a gate can make of its experts within a ball: least margins over reachable weights.
 
 All are functions of numbers at the clean image and of Lipschitz constants; nothing here knows a network. Conventions:
 margins (N, E, C) are lower bounds of f_i^y - f_i^k, infinite at k = y; `lipschitz` (E, E) holds constants of z_i - z_j;
@@ -119,15 +119,6 @@ def quotient(margin: Tensor, constant: Tensor) -> Tensor:
 def top1_low(margins: Tensor, entries: Tensor, radius: Tensor) -> Tensor:
     """(N, C): the least margin of an expert that can be reached, entries (N, E) as `entry_radii`."""
     return margins.masked_fill((entries > radius[:, None])[:, :, None], math.inf).amin(1)
-
-
-def top1_radius(margins: Tensor, constants: Tensor, entries: Tensor) -> Tensor:
-    """(N,): the certified radius of a top-1 mixture of Lipschitz experts, min_i max(enter_i, break_i).
-
-    An expert is a threat only once it can be reached and may be wrong: break_i = min_k margin / constant, from margins
-    at the clean image and constants (N, E, C) of f_i^y - f_i^k. Certified is the open ball.
-    """
-    return torch.maximum(entries, quotient(margins, constants).amin(2)).amin(1)
 
 
 def _finite(margins: Tensor) -> Tensor:

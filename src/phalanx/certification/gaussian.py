@@ -34,13 +34,3 @@ def smoothed_radius(low: float, high: float, sigma: float, lead: float = 0.0) ->
         else:
             most = middle
     return sigma * least * _ROUNDED_DOWN
-
-
-def mixed_radius_closed(low: float, high: float, sigma: float, lead: float) -> float:
-    """Bai et al. 2024 in closed form: sigma/2 (Phi^-1(low / (1 + lead)) - Phi^-1((high + lead) / (1 + lead))). Sound,
-    to compare with: never above `smoothed_radius`, which knows that h_k comes from a function into [0, 1], where this
-    one uses only that (h_k + lead) / (1 + lead) does."""
-    if not low - high > lead:
-        return 0.0
-    ahead, behind = low / (1 + lead), (high + lead) / (1 + lead)
-    return sigma / 2 * (_NORMAL.inv_cdf(ahead) - _NORMAL.inv_cdf(behind)) * _ROUNDED_DOWN

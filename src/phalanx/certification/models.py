@@ -12,7 +12,7 @@ from phalanx.bounds import Dense
 from phalanx.bounds.stages import Shape
 from phalanx.certification.dual import Combined
 from phalanx.certification.moe import Cells, Certifiable, Mixture
-from phalanx.certification.networks import Network
+from phalanx.certification.networks import Network, rounding
 from phalanx.certification.reach import Reachable
 from phalanx.errors import InputError
 from phalanx.routing import (
@@ -73,9 +73,15 @@ def read_model(model: nn.Module, reader: Reader) -> Read:
     """A mixture, a dual model, an ensemble or a single network on images (*shape), in evaluation mode.
 
     The standard half of a dual model that averages probabilities may be anything: one that no bound is known for counts
-    as if it were always wrong. Raises InputError for any other model that no bound is known for, naming the layer and
-    its path or the reason, and for the exact rule where no gate is one that it is known for.
+    as if it were always wrong, and must answer with numbers in the whole ball. Raises InputError for any other model
+    that no bound is known for, naming the layer and its path or the reason, for what is no network at all, and for the
+    exact rule where no gate is one that it is known for.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"only networks whose layers can be read are certified, got a {type(model).__name__}; certify_smoothed "
+            "takes any callable"
+        )
     if model.training:
         raise InputError("the model is in training mode, where an answer depends on the rest of the batch; eval() it")
     if model._forward_hooks or model._forward_pre_hooks:
@@ -95,7 +101,9 @@ def _read(model: nn.Module, reader: Reader) -> Read:
     if type(model) is Ensemble:
         members = [_mixture(part, reader, f"members.{i}") for i, part in enumerate(model.members)]
         names = tuple(f"member {i}" for i in range(len(members)))
-        return Read(Combined(tuple(members), (1 / len(members),) * len(members), model.mix, names), ())
+        weights = (1 / len(members),) * len(members)
+        allowed = max(rounding(network.module) for member in members for network in member.experts)
+        return Read(Combined(tuple(members), weights, model.mix, names, allowed), ())
     return Read(_mixture(model, reader, ""), ())
 
 
@@ -115,7 +123,8 @@ def _dual(model: DualModel, reader: Reader) -> Read:
         standard, notes = None, (f"the standard half counts as if it were always wrong: {error}",)
     robust = _mixture(model.robust, reader, "robust")
     names = ("the standard half", "the robust half")
-    return Read(Combined((standard, robust), (1 - model.alpha, model.alpha), model.mix, names), notes)
+    weights, allowed = (1 - model.alpha, model.alpha), max(rounding(model.standard), rounding(model.robust))
+    return Read(Combined((standard, robust), weights, model.mix, names, allowed), notes)
 
 
 def _mixture(model: object, reader: Reader, where: str) -> Mixture:

@@ -184,7 +184,9 @@ class Mixture:
         ]
         margins_NEC = torch.stack([each.margins for each in bounds], 1)
         planes = [each.planes for each in bounds if each.planes is not None]
-        summed = Joint.of(planes, Ball(seen.x, radius, self.norm)) if len(planes) == len(bounds) > 1 else None
+        # a top-1 gate adds nothing up
+        adds = self.top_k > 1 and len(planes) == len(bounds)
+        summed = Joint.of(planes, Ball(seen.x, radius, self.norm)) if adds else None
         through_NC = margins_NEC.masked_fill(~reachable_NE[:, :, None], float("inf")).argmin(1)
         return Low(self._gated(seen, margins_NEC, radius, summed), through_NC)
 

@@ -51,6 +51,16 @@ _CHAINS = (LinearRouter, MLPRouter, CNNRouter, LipschitzRouter)
 _BLOCKS: Blocks = {BasicBlock: lambda block: (block.body, block.shortcut)}
 
 
+def precision(module: nn.Module) -> torch.dtype:
+    """That a network is deployed in."""
+    return next((p.dtype for p in module.parameters()), torch.float32)
+
+
+def rounding(module: nn.Module) -> float:
+    """The allowance for it, relative to the size of what the network computes."""
+    return _UNITS * torch.finfo(precision(module)).eps
+
+
 class Answers(NamedTuple):
     """At clean images."""
 
@@ -114,9 +124,8 @@ class Network:
     def answers(self, x: Tensor) -> Answers:
         """Of images (N, *shape), float64. Raises InputError if the network does not compute what its layers say."""
         values = forward(self.stages, x)
-        dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
         with exact_fp32():
-            deployed = self.module(x.to(dtype)).double()
+            deployed = self.module(x.to(precision(self.module))).double()
         scale = 1 + values.abs().amax(1)
         seen = (deployed - values).abs().amax(1)
         # an overflow is another matter: the slack is then infinite, and nothing is certified
@@ -125,7 +134,7 @@ class Network:
                 f"{self.name} answers otherwise than its layers one after the other do, so that no bound "
                 "can be given for it"
             )
-        return Answers(values, 2 * (_UNITS * torch.finfo(dtype).eps * scale + _OBSERVED * seen))
+        return Answers(values, 2 * (rounding(self.module) * scale + _OBSERVED * seen))
 
     def bounds(self, answers: Answers, x: Tensor, y: Tensor, radius: Tensor, method: Method) -> Bounds:
         """Within `radius` (N,) of images x, less the slack; labels y (N,)."""
@@ -136,7 +145,8 @@ class Network:
         slack, planes, found = answers.slack[:, None], None, []
         for each in self.methods(method):
             if each == "lipschitz":
-                low = clean - self.lipschitz[y] * radius[:, None]
+                # they may have been made, or kept, on another device
+                low = clean - self.lipschitz.to(clean)[y] * radius[:, None]
             elif each == "crown":
                 planes = crown_planes(self.stages, rows, ball)
                 low = planes.least(ball)

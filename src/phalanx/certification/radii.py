@@ -10,8 +10,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from phalanx.data import ImageSet
 from phalanx.errors import InputError
 from phalanx.runs import wilson
+
+
+def require_images(images: ImageSet) -> None:
+    """Raises InputError where there is nothing to certify."""
+    if not len(images):
+        raise InputError("there are no images to certify; give at least one")
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from phalanx.certification.binomial import fair_p_value, lower_bound
 from phalanx.certification.gaussian import smoothed_radius
-from phalanx.certification.radii import Radii
+from phalanx.certification.radii import Radii, require_images
 from phalanx.certification.votes import Model, Smoothing, Voter, Votes
 from phalanx.data import ImageSet
 from phalanx.errors import InputError
@@ -92,8 +92,8 @@ def certify_smoothed(
         batch_size: noisy copies at a time; changes no noise.
         progress: hears done, total and a note.
 
-    Raises InputError for another norm, numbers out of range or that can certify nothing, a model in training mode,
-    answers that are no logits or depend on the rest of the batch or on chance, labels that are no class.
+    Raises InputError for another norm, numbers out of range or that can certify nothing, no images, a model in training
+    mode, answers that are no logits or depend on the rest of the batch or on chance, labels that are no class.
     """
     require_l2(norm)
     smoothing = Smoothing(
@@ -106,6 +106,7 @@ def certify_smoothed(
     )
     voter = Voter.of(model, smoothing)
     check_batch_size(batch_size)
+    require_images(images)
     voter.check(images)
     found = []
     for row, sample in enumerate(images.ids.tolist()):
@@ -139,9 +140,9 @@ def counted(votes: Sequence[Votes], images: ImageSet, voter: Voter) -> SmoothedC
     smoothing = voter.smoothing
     labels = torch.from_numpy(images.labels.copy())
     lower = [_lower(each, smoothing) for each in votes]
-    certified = [smoothed_radius(p, 1 - p, smoothing.sigma, voter.lead) if p > 0 else 0.0 for p in lower]
-    reasons = [_reason(*each) for each in zip(votes, certified, labels.tolist(), strict=True)]
-    radius = [held if why == "certified" else 0.0 for held, why in zip(certified, reasons, strict=True)]
+    proved = [_proved(each, voter) for each in votes]
+    reasons = [_reason(each, voter, *rest) for each, *rest in zip(votes, proved, labels.tolist(), strict=True)]
+    radius = [held if why == "certified" else 0.0 for held, why in zip(proved, reasons, strict=True)]
     return SmoothedCertificate(
         radius=torch.tensor(radius, dtype=torch.float64),
         reasons=tuple(reasons),
@@ -157,8 +158,21 @@ def _lower(votes: Votes, smoothing: Smoothing) -> float:
     return lower_bound(votes.counts[votes.winner], smoothing.samples, smoothing.alpha)
 
 
-def _reason(votes: Votes, radius: float, label: int) -> str:
-    if votes.winner == len(votes.counts) - 1:
+def _finite(votes: Votes, voter: Voter) -> bool:
+    """Whether most selecting copies, and the half that is not smoothed, were answered with numbers."""
+    return votes.winner < len(votes.counts) - 1 and (voter.apart is None or bool(votes.apart))
+
+
+def _proved(votes: Votes, voter: Voter) -> float:
+    """The radius within which the winner is answered, be it right or wrong; 0 where none is proved."""
+    low = _lower(votes, voter.smoothing)
+    if not low or not _finite(votes, voter):
+        return 0.0
+    return smoothed_radius(low, 1 - low, voter.smoothing.sigma, voter.lead)
+
+
+def _reason(votes: Votes, voter: Voter, radius: float, label: int) -> str:
+    if not _finite(votes, voter):
         return "non-finite"
     if not radius:
         return "abstained"
@@ -166,7 +180,10 @@ def _reason(votes: Votes, radius: float, label: int) -> str:
 
 
 def predicted(votes: Votes, voter: Voter) -> int:
-    """What the smoothed classifier answers, or ABSTAINED: wrong with probability at most alpha."""
+    """What the smoothed classifier answers, or ABSTAINED: the winner where a radius is proved, a test of its own on the
+    other images. Either is wrong with probability at most alpha."""
+    if _proved(votes, voter):
+        return votes.winner
     if voter.apart is not None:
         return _predicted_mix(votes, voter)
     classes = len(votes.counts) - 1

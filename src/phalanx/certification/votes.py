@@ -43,7 +43,7 @@ class Smoothing:
     selection_samples: int = 100
     """Others, that pick the winner: Cohen's n0."""
     confidence: float = 0.999
-    """Of each image's certificate, and of each answer: Cohen's 1 - alpha."""
+    """Of each image's certificate, and of each answer that has none: Cohen's 1 - alpha."""
     smoothed: Smoothed = "whole"
     """ "robust": a dual model's robust half votes, its standard half answers as it is and counts as if always wrong."""
     seed: int = 0
@@ -53,8 +53,11 @@ class Smoothing:
         if not 0 < self.sigma < float("inf"):
             raise InputError(f"sigma must be positive, got {self.sigma}")
         for name in ("samples", "selection_samples"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+            count = getattr(self, name)
+            if not isinstance(count, int):
+                raise InputError(f"{name} must be a whole number, got {count!r}")
+            if count < 1:
+                raise InputError(f"{name} must be at least 1, got {count}")
         if not 0.5 <= self.confidence < 1:
             raise InputError(f"confidence must be in [0.5, 1), such as 0.999, got {self.confidence}")
         if self.smoothed not in SMOOTHED:
@@ -79,7 +82,8 @@ class Votes(NamedTuple):
     counts: tuple[int, ...]
     """(C + 1,) of the other copies, by class; last those whose answer was not finite."""
     apart: tuple[float, ...] = ()
-    """(C,) probabilities of the half that is not smoothed, at the image itself; empty where there is none."""
+    """(C,) probabilities of the half that is not smoothed, at the image itself; empty where there is none, or they are
+    not finite."""
 
 
 @dataclass(frozen=True, eq=False)

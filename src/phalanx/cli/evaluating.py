@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,7 +26,7 @@ def evaluate(
         typer.Option(
             help="Attacks joined by commas, such as thorough (AutoAttack, then all that aims at the routing), quick, "
             "standard (AutoAttack), pgd-50 or routing-50 (all surfaces). "
-            "[default: the recipe's; with --model standard]"
+            "[default: pgd-50; with --model standard]"
         ),
     ] = None,
     n: Annotated[int | None, typer.Option("--n", min=1, help="Use the first N test images.")] = None,
@@ -35,7 +35,7 @@ def evaluate(
     ] = "best",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images attacked together; changes no verdict. [default: the recipe's; else 64]"),
+        typer.Option(min=1, help="Images attacked together; changes no verdict. [default: 64]"),
     ] = None,
     standard: Annotated[
         Path | None,
@@ -101,10 +101,8 @@ def evaluate(
 ) -> None:
     """Measure clean and robust accuracy on the test split, or go on where that was stopped.
 
-    Of RUN, or with --model and --data of any model, images in [0, 1] to logits. RUN is certified, too, where its recipe
-    says how (evaluation.certify).
+    Of RUN, or with --model and --data of any model, images in [0, 1] to logits.
     """
-    from phalanx.certification import certificate_text
     from phalanx.config import EvaluationConfig
     from phalanx.console import ConsoleReporter
     from phalanx.errors import Interrupted
@@ -115,13 +113,11 @@ def evaluate(
         HONESTY_NAME,
         LEDGER_NAME,
         Conduct,
-        certify_run,
         evaluate_foreign,
         evaluate_run,
         evaluate_view,
         evaluation_folder,
         foreign_settings,
-        run_config,
     )
 
     theirs = {"--data": data, "--classes": classes, "--eps": eps, "--norm": norm, "--seed": seed, "--set": set_}
@@ -139,15 +135,14 @@ def evaluate(
         surrogates=tuple(surrogate or ()),
         announce=lambda message: typer.echo(message, err=True),
     )
-    own = None if run is None else run_config(run).evaluation
+    usual = EvaluationConfig()
     settings = EvaluationConfig(
-        protocol=protocol or (own.protocol if own else "standard"),
+        protocol=protocol or (usual.protocol if model is None else "standard"),
         n=n,
         weights="last" if weights == "last" else "best",
-        batch_size=batch_size or (own.batch_size if own else EvaluationConfig().batch_size),
-        analysis=own.analysis if own else None,
-        attribution=own.attribution if own and attribution is None else attribution,
-        checks=0 if no_checks else own.checks if own else None,
+        batch_size=batch_size or usual.batch_size,
+        attribution=attribution,
+        checks=0 if no_checks else None,
     )
     view = None if standard is None or run is None else _dual_view(standard, run, alpha or "picked")
     folder = out or evaluation_folder(run or Path(), settings, view)
@@ -156,7 +151,6 @@ def evaluate(
     if surrogate and out is None:
         names = "+".join(Path(name.replace(":", ".")).name for name in surrogate)
         folder = folder.with_name(file_name(f"{folder.name}-from-{names}"))
-    certified: dict[str, Any] | None = None
     with ConsoleReporter(model or folder.name if run is None else run.name) as reporter:
         try:
             if model is not None:
@@ -168,10 +162,7 @@ def evaluate(
                 runs = {"standard": Path(view.standard), "robust": run}
                 evaluate_view(view, runs, folder, settings, reporter, conduct=conduct)
             elif run is not None:
-                found = evaluate_run(run, folder, settings, reporter, conduct=conduct)
-                if own is not None and own.certify is not None and (found is None or found.finished):
-                    norm_of_run = run_config(run).threat.norm
-                    _, certified = certify_run(run, settings, norm_of_run, own.certify, reporter=reporter)
+                evaluate_run(run, folder, settings, reporter, conduct=conduct)
         except Interrupted:
             if (folder / LEDGER_NAME).is_file():
                 typer.echo(evaluation_text(folder / LEDGER_NAME))
@@ -179,8 +170,6 @@ def evaluate(
     typer.echo(evaluation_text(folder / LEDGER_NAME))
     if checked := honesty_text(folder / HONESTY_NAME):
         typer.echo(checked)
-    if certified is not None:
-        typer.echo(certificate_text(certified))
     typer.echo(f"evaluation: {folder}")
     honesty = read_honesty(folder / HONESTY_NAME)
     refuse_dishonest([] if honesty is None else honesty.failed)

@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from phalanx.attacks import check_answers
 from phalanx.attacks.autoattack import VERSIONS
+from phalanx.attacks.target import errors_of
 from phalanx.compat.running import Images, Run
 from phalanx.compat.settings import APGDSettings, APGDTargetedSettings, FABSettings, Settings, SquareSettings
 from phalanx.compat.state import State, answers, fingerprint
@@ -67,7 +69,10 @@ class AutoAttack:
         if attacks_to_run and version in VERSIONS:
             raise InputError(f"version {version!r} has its own attacks_to_run; use version='custom' for yours")
         self.model = model
-        self.norm = parse_norm(norm)
+        try:
+            self.norm = parse_norm(norm)
+        except ValueError as error:
+            raise InputError(str(error)) from None
         self.epsilon = eps
         self.seed = seed
         self.verbose = verbose
@@ -121,7 +126,7 @@ class AutoAttack:
 
         Returns (N, ...) the perturbed image where an attack has won, else the clean one; with `return_labels` also the
         model's answers (N,) to them. `state_path` names a file that keeps every verdict, and the images beside it: the
-        same call goes on where it was stopped and returns what it would have returned.
+        same call, or one with more attacks, goes on where it was stopped and returns what it would have returned.
         """
         found, labels = self._run(x_orig, y_orig, bs, None if state_path is None else Path(state_path))
         return (found, labels) if return_labels else found
@@ -152,13 +157,15 @@ class AutoAttack:
 
     @torch.no_grad()
     def clean_accuracy(self, x_orig: Tensor, y_orig: Tensor, bs: int = 250) -> float:
-        """The share of images (N, ...) that the model answers with their label (N,)."""
+        """The share of images (N, ...) that the model answers with their label (N,); a non-finite answer is none."""
         _check(x_orig, y_orig, bs)
         right = 0
         for batch in Images(x_orig, y_orig, bs, self.device).batches():
             with frozen(self.model), exact_fp32(), preserved_rng():
                 logits = routed(self.model, batch.x).logits
-            right += int((logits.argmax(-1) == batch.y).sum())
+            check_answers(logits, batch.y)
+            wrong, invalid = errors_of(logits, batch.y)
+            right += int((~(wrong | invalid)).sum())
         accuracy = right / len(y_orig)
         if self.verbose:
             self._log(f"clean accuracy: {accuracy:.2%}")
@@ -186,7 +193,7 @@ class AutoAttack:
             )
         threat, started = self._threat, time.monotonic()
         members = self._settings.members(self.attacks_to_run, threat)
-        with State.opened(path, self._binding(x, y), x) as state:
+        with State.opened(path, self._binding(x, y), x, [member.name for member in members]) as state:
             say = self._log if self.verbose else nobody
             chosen, images = Protocol(self.version, members), Images(x, y, bs, self.device)
             run = Run(self.model, state, chosen, images, self.seed or 0, say, self._warn)
@@ -219,10 +226,15 @@ class AutoAttack:
 def _check(x: Tensor, y: Tensor, bs: int) -> None:
     if bs < 1:
         raise InputError(f"bs must be at least 1, got {bs}")
-    if len(y) == 0 or len(x) != len(y):
-        raise InputError(f"give as many images as labels, at least one, got {len(x)} and {len(y)}")
-    if y.is_floating_point():
-        raise InputError(f"y_orig must be integer labels, got {y.dtype}; convert them")
+    for name, given in (("x_orig", x), ("y_orig", y)):
+        if not isinstance(given, Tensor):
+            raise InputError(f"{name} must be a torch tensor, got {type(given).__name__}; convert it")
+    if y.dim() != 1 or y.is_floating_point():
+        raise InputError(f"y_orig must be integer labels (N,), got {y.dtype} of shape {tuple(y.shape)}; convert them")
+    if len(y) == 0 or x.dim() < 2 or len(x) != len(y):
+        raise InputError(
+            f"give as many images (N, ...) as labels, at least one, got shape {tuple(x.shape)} and {len(y)} labels"
+        )
     low, high = (float(bound) for bound in x.aminmax())
     # a NaN pixel fails both comparisons
     if not (x.is_floating_point() and low >= 0 and high <= 1):
@@ -233,7 +245,10 @@ def _check(x: Tensor, y: Tensor, bs: int) -> None:
 
 
 def _usable(device: str | torch.device, model: Callable[[Tensor], Any]) -> torch.device:
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device={str(device)!r} is none that torch knows; give 'cuda' or 'cpu'") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={str(device)!r}, but torch sees no GPU; give device='cpu'")
     own = next((parameter.device for parameter in model.parameters()), None) if isinstance(model, nn.Module) else None

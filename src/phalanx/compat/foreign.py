@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phalanx.attacks import Attack, Found, Target
 from phalanx.attacks.given import handed_over
 from phalanx.errors import InputError
 from phalanx.evaluation import Member, Protocol
+from phalanx.nn import frozen
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.threat import ThreatModel
 
@@ -29,9 +30,10 @@ Search = Callable[[Any, Tensor, Tensor], Tensor]
 class ForeignAttack(Attack):
     """A function of the model, images and labels that returns perturbed images.
 
-    It is given the real model, frozen and in evaluation mode, and copies of the images. What it returns is projected
-    onto the ball, pixels that are not finite being those of the clean image, and judged as any attack's. Its random
-    numbers are seeded once a batch: unlike our attacks' they depend on who else is in it. Its passes are not counted.
+    It is given the real model, frozen and in evaluation mode, and copies of the images. What it changes of the model
+    (mode, weights, BatchNorm's statistics) is put back before the verdict. What it returns is projected onto the ball,
+    pixels that are not finite being those of the clean image, and judged as any attack's. Its random numbers are seeded
+    once a batch: unlike our attacks' they depend on who else is in it. Its passes are not counted.
     """
 
     name: str
@@ -56,7 +58,7 @@ class ForeignAttack(Attack):
     def perturb(self, target: Target, rng: SampleRng) -> Found:
         """Raises InputError for an answer that is no image for each image."""
         x, y = target.x.clone(), target.y.clone()
-        with torch.enable_grad(), _seeded(derive_seed(rng.seed, *rng.keys.tolist())):
+        with torch.enable_grad(), _lent(target.model), _seeded(derive_seed(rng.seed, *rng.keys.tolist())):
             x_adv = self.function(target.model, x, y)
         if not isinstance(x_adv, Tensor) or x_adv.shape != target.x.shape:
             got = tuple(x_adv.shape) if isinstance(x_adv, Tensor) else type(x_adv).__name__
@@ -79,6 +81,21 @@ def with_external(protocol: Protocol, searches: Mapping[str, Search], threat: Th
     )
     names = ",".join([protocol.name, *(member.name for member in members)])
     return Protocol(names, (*protocol.members, *members))
+
+
+@contextmanager
+def _lent(model: Callable[..., Any]) -> Iterator[None]:
+    """On leaving, a model's mode, gradient flags, parameters and buffers are what they were on entering."""
+    held = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+    before = [tensor.detach().clone() for tensor in held]
+    with frozen(model):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, own in zip(held, before, strict=True):
+                    if not torch.equal(tensor, own):
+                        tensor.copy_(own)
 
 
 @contextmanager

@@ -49,16 +49,18 @@ class State:
 
     @classmethod
     @contextmanager
-    def opened(cls, path: Path | None, binding: Binding, x: Tensor) -> Iterator[State]:
+    def opened(cls, path: Path | None, binding: Binding, x: Tensor, attacks: Sequence[str]) -> Iterator[State]:
         """In memory without a `path`; else the ledger there, created or taken up again, and sealed once all is done.
 
-        Raises InputError for a file that is something else, or the state of another evaluation.
+        Raises InputError for a file that is something else, the state of another evaluation, or one with verdicts of
+        attacks that are not among these: images that another attack has won would be returned as theirs.
         """
         if path is None:
             yield cls(Memory(), None, x)
             return
         _refuse_foreign(path)
         with Ledger.open(path, binding) as ledger:
+            _refuse_others(path, ledger, attacks)
             images = path.with_name(path.name + ".images")
             images.mkdir(exist_ok=True)
             state = cls(ledger, images, x)
@@ -94,6 +96,15 @@ class State:
                 f"{self._images} lacks the adversarial images of {len(lost)} verdicts, the first of sample {sample} "
                 f"under {attack}; restore it, or start again with another state_path"
             )
+
+
+def _refuse_others(path: Path, ledger: Ledger, attacks: Sequence[str]) -> None:
+    others = [name for name in ledger.attacks() if name not in attacks]
+    if others:
+        raise InputError(
+            f"state_path {path} is a state of {', '.join(ledger.attacks())}, and this call runs {', '.join(attacks)}; "
+            f"give a new name, or run {', '.join(others)} as well, with the same settings"
+        )
 
 
 def _refuse_foreign(path: Path) -> None:

@@ -12,18 +12,15 @@ from torch import Tensor
 
 from phalanx.data import Batch
 from phalanx.errors import HonestyError, InputError
+from phalanx.evaluation.again import judged_in
 from phalanx.evaluation.protocols import protocol
 from phalanx.evaluation.result import Evaluation
-from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
-from phalanx.routing import routed
 from phalanx.runs.summary import external_attacks
 from phalanx.runs.verdict import CLEAN
 
 _OTHER_SIZE = 37
 """A batch size that nobody attacks in: a verdict that depends on the batch shows."""
-_CLOSE = 1e-5
-"""Where the two largest logits are closer, rounding may decide."""
 
 
 def adversarial_images(
@@ -61,9 +58,8 @@ def _is_broken(attack: str, verdict: str, evaluation: Evaluation) -> bool:
     return verdict == "broken" and attack != CLEAN and attack not in left_out
 
 
-@torch.no_grad()
 def judged_again(model: Callable[[Tensor], Any], data: Batch, x_adv: Tensor, evaluation: Evaluation) -> Tensor:
-    """(N,) the model's answers to `x_adv` (N, ...).
+    """(N,) the model's answers to `x_adv` (N, ...), on the CPU.
 
     Raises HonestyError where they are not what the verdicts say, up to rounding, and InputError for an image outside
     the threat.
@@ -72,14 +68,12 @@ def judged_again(model: Callable[[Tensor], Any], data: Batch, x_adv: Tensor, eva
     outside = 1 if x_adv.shape != data.x.shape else int((~threat.contains(x_adv, data.x)).sum())
     if outside:
         raise InputError(f"{outside} of the adversarial images are outside {threat} or [0, 1]; give those of the run")
-    with frozen(model), exact_fp32(), preserved_rng():
-        logits = torch.cat([routed(model, part).logits for part in torch.split(x_adv, _OTHER_SIZE)])
-    answers, top = logits.argmax(-1), logits.topk(2, -1).values
-    wrong = set(data.ids[(answers != data.y) | (top[:, 0] - top[:, 1] < _CLOSE)].tolist())
+    again = judged_in(_OTHER_SIZE, model, x_adv, x_adv.device)
+    wrong = set(data.ids.cpu()[(again.predicted != data.y.cpu()) | again.invalid | again.close].tolist())
     broken = {row.sample for row in evaluation.rows if _is_broken(row.attack, row.verdict, evaluation)}
     if lost := broken - wrong:
         raise HonestyError(
             f"the model is right about {len(lost)} adversarial images that the evaluation counts as broken, the first "
             f"of sample {min(lost)}; give the model and the images of the run"
         )
-    return answers
+    return again.predicted

@@ -16,7 +16,17 @@ from phalanx.attacks import Attack
 from phalanx.data import Batch
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
-from phalanx.routing import Route, Routed, RoutedModel, RouteTree, map_route, only, routed
+from phalanx.routing import (
+    MixtureOfExperts,
+    Route,
+    Routed,
+    RoutedModel,
+    RouteTree,
+    SynergyOfExperts,
+    map_route,
+    only,
+    routed,
+)
 
 
 @dataclass(frozen=True)
@@ -35,8 +45,8 @@ class Alone(nn.Module):
     """Logits (B, C) with gates forced to one expert: the gate at place `leaf` of the route, any other deciding as it
     does without that, or for None every gate that has such an expert, as on the surface "expert-J".
 
-    It has no route: attacks see a plain network. That the gate's scores are computed for nothing is the price of one
-    definition for every kind of mixture.
+    It has no route: attacks see a plain network. Where a mixture has one gate it is not asked: in a Synergy-of-Experts
+    that would run every sub-model. Otherwise its scores are computed for nothing, for a definition that fits them all.
     """
 
     def __init__(self, model: RoutedModel, expert: int, leaf: int | None = None) -> None:
@@ -46,13 +56,19 @@ class Alone(nn.Module):
         self.leaf = leaf
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.model.routed(x, self._route(x)).logits
+
+    def _route(self, x: Tensor) -> RouteTree:
+        if isinstance(self.model, MixtureOfExperts | SynergyOfExperts) and self.leaf in (0, None):
+            undecided = x.new_zeros(len(x), len(self.model.experts))
+            return only(Route(undecided, undecided.long(), undecided), self.expert)
         position = itertools.count()
 
         def force(route: Route) -> RouteTree:
             meant = self.leaf in (next(position), None) and self.expert < route.num_experts
             return only(route, self.expert) if meant else route
 
-        return self.model.routed(x, map_route(force, self.model.gate(x))).logits
+        return map_route(force, self.model.gate(x))
 
 
 class AloneResult(NamedTuple):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from phalanx.attacks import Attack
 from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
+from phalanx.evaluation.filling import nobody
+from phalanx.evaluation.halving import Halving
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng
 from phalanx.routing import routed
@@ -66,8 +69,9 @@ def pick_alpha(
     """
     check_picking(images, attack, keep)
     device = next((p.device for p in robust.parameters()), torch.device("cpu"))
+    halving, margins = Halving(nobody), partial(_held_margins, robust, attack=attack, seed=seed)
     batches = images.batches(batch_size, device)
-    margins_N = torch.cat([_held_margins(robust, batch, attack, seed) for batch in batches]).sort().values
+    margins_N = torch.cat([part for batch in batches for part in halving.pieces(batch, margins)]).sort().values
     n = len(margins_N)
     if not n:
         return AlphaChoice(1.0, 0.0, 0)

@@ -16,7 +16,9 @@ from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
 from phalanx.evaluation.alone import ExpertCounts, answer, attacked_alone, expert_counts
 from phalanx.evaluation.alpha import probability_margins
-from phalanx.evaluation.gates import gates_of_part
+from phalanx.evaluation.filling import nobody
+from phalanx.evaluation.gates import gates_of_part, joined
+from phalanx.evaluation.halving import Halving
 from phalanx.evaluation.oracle import oracle_accuracy
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import (
@@ -156,11 +158,15 @@ def analyse(
     """
     if not len(images):
         raise InputError("there are no images to analyse; raise the number of images to evaluate on")
-    alone = _by_itself(attack)
-    batches = []
+    alone, halving = _by_itself(attack), Halving(nobody)
+
+    def columns(piece: Batch) -> _Columns:
+        return _columns(model, piece, attack, alone, num_classes, derive_seed(seed, "analysis", name))
+
+    batches: list[_Columns] = []
     done = 0
     for batch in images.batches(batch_size, device):
-        batches.append(_columns(model, batch, attack, alone, num_classes, derive_seed(seed, "analysis", name)))
+        batches += halving.pieces(batch, columns)
         done += len(batch.y)
         if progress is not None:
             progress(done, len(images), name)
@@ -235,16 +241,8 @@ def _verdicts_alone(
     return right_BE, robust_BE
 
 
-def _joined(routes: Sequence[Route]) -> Route:
-    return Route(
-        torch.cat([route.scores for route in routes]),
-        torch.cat([route.experts for route in routes]),
-        torch.cat([route.weights for route in routes]),
-    )
-
-
 def _gate_analysis(name: str, batches: Sequence[_GateColumns]) -> GateAnalysis:
-    clean, attacked = _joined([part.clean for part in batches]), _joined([part.attacked for part in batches])
+    clean, attacked = joined([part.clean for part in batches]), joined([part.attacked for part in batches])
     right_NE = torch.cat([part.right_BE for part in batches])
     robust_NE = torch.cat([part.robust_BE for part in batches])
     first_N1 = clean.experts[:, :1]

@@ -19,7 +19,6 @@ from phalanx.evaluation.gates import routed_parts
 from phalanx.evaluation.protocols import Protocol
 from phalanx.evaluation.result import Evaluation
 from phalanx.runs.rate import Rate
-from phalanx.runs.summary import external_attacks, held_samples
 
 SCHEMA = 1
 """Of `Attribution.to_json`."""
@@ -103,10 +102,6 @@ def attribute(
         device: where the model is.
         progress: called with what is done, its total and what is going on.
     """
-    counted = [(row.attack, row.surface) for row in evaluation.rows if row.attack in evaluation.attacks]
-    left_out = (*evaluation.aside, *external_attacks(evaluation.attacks))
-    keys = {key for key in counted if key[0] not in left_out}
-    standing = held_samples(evaluation.rows, {"all": keys})["all"]
     found = blame(
         model,
         images,
@@ -121,7 +116,7 @@ def attribute(
     numbers = decompose(
         model,
         images,
-        standing,
+        evaluation.standing,
         evaluation.threat,
         batch_size=batch_size,
         seed=seed,

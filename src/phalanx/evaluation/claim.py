@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,10 @@ def read_evaluation(ledger: Path) -> Evaluation:
         bound, attacks, rows, size = book.binding(), book.attacks(), book.rows(), book.size()
     threat = ThreatModel(parse_norm(bound.norm), bound.eps)
     aside = aside_attacks(attacks, threat.norm, threat.eps)
-    return Evaluation(
+    found = Evaluation(
         ",".join(attacks), threat, tuple(rows), None, 0.0, ledger, aside, planned=size or 0, attacks=attacks
     )
+    return replace(found, finished=found.n >= found.planned and not found.summary.incomplete)
 
 
 def record(entry: Entry, evaluation: Evaluation) -> dict[str, Any]:

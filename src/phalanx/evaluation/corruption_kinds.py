@@ -1,9 +1,16 @@
 """Common corruptions: what cameras and codecs do to images.
 
 Kinds and severities follow CIFAR-10-C (Hendrycks and Dietterich, ICLR 2019), lengths of blurs in 32nds of the side.
-They are made here, so that numbers are not those on its files: the random numbers are others, Poisson noise is drawn as
-normal, discs and lines of blurs are softened, and glass, zoom, elastic, saturate, spatter, frost, snow and fog are left
-out.
+They are made here, so that numbers are not those on its files. What differs from its code:
+
+- Random numbers; Poisson noise is drawn as normal; pixels are rounded to 256 levels, there cut off to them.
+- Brightness is added to every channel, there to the V of HSV.
+- Defocus: a disc whose edge is softened over one pixel, of radius 0.4, 0.6, 0.8, 1.1 and 1.5; there one of whole pixels
+  under a Gaussian, of radius 0.3, 0.4, 0.5, 1 and 1.5. Beyond the image its edge goes on, there it is mirrored.
+- Motion: an even line of length 2 to 6 in any direction; there one that fades like a Gaussian of deviation 1 to 2.5,
+  within 45 degrees of the horizontal.
+- Gaussian blur ends at 3 deviations, there at 4.
+- Glass, zoom, elastic, saturate, spatter, frost, snow and fog are left out.
 """
 
 # B batch, C channels, H height, W width

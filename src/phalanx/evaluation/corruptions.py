@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from phalanx.data import ImageSet
 from phalanx.evaluation.corruption_kinds import CORRUPTIONS, SEVERITIES, corrupt
-from phalanx.nn import frozen
+from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.runs import wilson
 
@@ -74,7 +74,7 @@ def under_corruptions(
     """
     clean, correct = 0, {name: [0] * len(SEVERITIES) for name in CORRUPTIONS}
     done = 0
-    with torch.no_grad(), frozen(model):
+    with torch.no_grad(), frozen(model), exact_fp32(), preserved_rng():
         for batch in images.batches(batch_size, device):
             rng = SampleRng(derive_seed(seed, PART), batch.ids)
             clean += _right(model, batch.x, batch.y)

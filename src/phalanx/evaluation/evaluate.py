@@ -28,9 +28,10 @@ from phalanx.evaluation.standing import Standing
 from phalanx.nn import spec_of
 from phalanx.runs import Binding, Ledger
 from phalanx.runs.canonical import canonical_json, sha256_json
+from phalanx.runs.summary import aside_attacks
 from phalanx.threat import ThreatModel
 
-EVALUATION_VERSION = 2
+EVALUATION_VERSION = 3
 """Raised whenever the same model, data and protocol could get other verdicts: old ledgers are then not continued."""
 
 Model = Callable[[Tensor], Any]
@@ -39,7 +40,10 @@ Model = Callable[[Tensor], Any]
 def model_sha256(model: Model) -> str:
     """Identifies what is evaluated: how it was built, every submodule's kind and settings, all weights and buffers.
 
-    A callable that is no module is known by its name alone: its ledger cannot tell two versions of it apart.
+    The settings are what `extra_repr` says, and of a model made elsewhere also every public attribute that is a number,
+    a text or a tuple of such. What a forward pass changes, such as a counter, is no setting: name it with a leading
+    underscore. A callable that is no module is known by its name alone: its ledger cannot tell two versions of it
+    apart.
     """
     if not isinstance(model, nn.Module):
         return sha256_json({"callable": getattr(model, "__qualname__", type(model).__qualname__)})
@@ -47,10 +51,28 @@ def model_sha256(model: Model) -> str:
     # the same weights under another top_k, temperature, alpha or activation are another model
     kinds = {name: f"{type(module).__qualname__}({module.extra_repr()})" for name, module in model.named_modules()}
     digest = hashlib.sha256(canonical_json({"spec": None if spec is None else spec.to_json(), "modules": kinds}))
-    for name, tensor in model.state_dict().items():
+    state = model.state_dict()
+    unsaved = {name: buffer for name, buffer in model.named_buffers() if name not in state}
+    for name, tensor in {**state, **unsaved}.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    # a spec says it all; nothing is added where there is nothing, so that older ledgers go on
+    if spec is None and (settings := {name: found for name, part in model.named_modules() if (found := _own(part))}):
+        digest.update(canonical_json(settings))
     return digest.hexdigest()
+
+
+def _own(module: nn.Module) -> dict[str, str]:
+    """The plain public attributes of a module; ours, and torch's that have an `extra_repr`, say there what they are."""
+    kind, (package, *_) = type(module), type(module).__module__.split(".")
+    if package == "phalanx" or (package == "torch" and kind.extra_repr is not nn.Module.extra_repr):
+        return {}
+    public = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
+    return {name: repr(value) for name, value in sorted(public.items()) if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, bool | int | float | str) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
 def versions() -> dict[str, str]:
@@ -132,7 +154,7 @@ def evaluate(
         load,
         time.monotonic() - started,
         ledger,
-        protocol.aside(threat),
+        aside_attacks(attacks, threat.norm, threat.eps),
         planned=len(images),
         finished=finished,
         attacks=attacks,

@@ -147,7 +147,12 @@ class Filling:
         if self._announce is None or not bool(right.any()):
             return
         members = [replace(member, attack=fitted(member.attack, logits.shape[1])) for member in self._protocol.members]
-        left = estimate(self._model, Batch(*(column[right] for column in piece)), members, self._standing, samples)
+
+        def estimated(batch: Batch) -> dict[str, float]:
+            return estimate(self._model, batch, members, self._standing, samples)
+
+        # gradients take more room than the clean pass: of the first images that fit
+        left = next(self._halving.pieces(Batch(*(column[right] for column in piece)), estimated))
         parts = ", ".join(f"{name} {duration(seconds)}" for name, seconds in left.items())
         self._announce(f"about {duration(sum(left.values()))} at most: {parts}")
 

@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from phalanx.routing import DualModel, Route, RoutedModel, RouteTree, leaves
@@ -71,3 +72,12 @@ def flips(before: Route, after: Route) -> Tensor:
 def reweighs(before: Route, after: Route) -> Tensor:
     """(B,) bool: some expert has another weight."""
     return ((weights_by_expert(before) - weights_by_expert(after)).abs() > _SAME_WEIGHT).any(-1)
+
+
+def joined(routes: Sequence[Route]) -> Route:
+    """The decisions of one gate for one batch after the other, as one."""
+    return Route(
+        torch.cat([route.scores for route in routes]),
+        torch.cat([route.experts for route in routes]),
+        torch.cat([route.weights for route in routes]),
+    )

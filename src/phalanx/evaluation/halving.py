@@ -15,19 +15,24 @@ from phalanx.nn.memory import attempted
 T = TypeVar("T")
 
 
-class Halving:
-    """Works on batches in pieces; a size that was too large once is not tried again."""
+class DoesNotFitError(InputError):
+    """One image alone needs more memory than there is."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
+
+class Halving:
+    """Works on batches in pieces, of `most` images if that is given; a size that was too large once is not tried
+    again."""
+
+    def __init__(self, tell: Callable[[str], None], most: int | None = None) -> None:
         self._tell = tell
-        self._most: int | None = None
+        self._most = most
 
     def size(self, count: int) -> int:
         """Of `count` images, so many are worked on at once."""
         return min(self._most or count, count)
 
     def pieces(self, batch: Batch, work: Callable[[Batch], T]) -> Iterator[T]:
-        """What `work` makes of each piece, in order. Raises InputError if one image alone does not fit."""
+        """What `work` makes of each piece, in order. Raises DoesNotFitError if one image alone is too much."""
         start, count = 0, len(batch.y)
         while start < count:
             size = self.size(count - start)
@@ -42,7 +47,7 @@ class Halving:
 
     def _halve(self, size: int) -> None:
         if size == 1:
-            raise InputError("one image alone does not fit into the memory; free some, or use device: cpu")
+            raise DoesNotFitError("one image alone does not fit into the memory; free some, or use device: cpu")
         self._most = size // 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

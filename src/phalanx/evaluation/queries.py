@@ -84,8 +84,8 @@ def query_curve(
 
     Counted are the images that the search sent until it stopped, at its first error; the two that judge it, which the
     ledger's `queries` includes, are not. In the rare case that the folded copy's error was none of the model's, the
-    search was made twice, and counts twice. An answer that is not finite, and an attack that was given up, leave
-    nothing standing. Budgets above the attack's own are left out.
+    search was made twice, and counts twice, up to the whole budget. An answer that is not finite, and an attack that
+    was given up, leave nothing standing. Budgets above the attack's own are left out.
 
     Raises InputError for another kind of attack, and where it has not met every image that is right when clean: those
     that it did not meet would have to be guessed.
@@ -107,6 +107,7 @@ def query_curve(
             spent[row.sample] = spent.get(row.sample, 0) + max(row.queries - VERDICT_QUERIES, 0)
     most = int(spec.get("queries", 0)) * int(spec.get("restarts", 1))
     # a timeout's queries are not known: it stands at no budget
-    fell = [0 if verdicts[sample] == "timeout" else spent[sample] for sample in verdicts if verdicts[sample] != "held"]
+    costs = {sample: 0 if verdict == "timeout" else min(spent[sample], most) for sample, verdict in verdicts.items()}
+    fell = [cost for sample, cost in costs.items() if verdicts[sample] != "held"]
     points = [(budget, done.tried - sum(cost <= budget for cost in fell)) for budget in budgets if budget <= most]
     return QueryCurve(attack, summary.n, summary.clean_correct, tuple(points))

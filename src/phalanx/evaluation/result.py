@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from phalanx.runs import Summary, Verdict, summarise, wilson
+from phalanx.runs.summary import external_attacks, held_samples
 from phalanx.threat import ThreatModel
 
 
@@ -55,6 +56,13 @@ class Evaluation:
     def robust_interval(self) -> tuple[float, float]:
         """95 % Wilson interval of `robust_acc`."""
         return self.summary.robust_interval
+
+    @property
+    def standing(self) -> frozenset[int]:
+        """The images that every attack of the headline has tried and none has taken, whatever was submitted."""
+        left_out = {*self.aside, *external_attacks(self.attacks)}
+        keys = {(row.attack, row.surface) for row in self.rows if row.attack in self.attacks}
+        return frozenset(held_samples(self.rows, {"all": {key for key in keys if key[0] not in left_out}})["all"])
 
     def __str__(self) -> str:
         under = f"under {self.protocol}, {self.threat}"

@@ -15,6 +15,8 @@ from torch import Tensor
 from phalanx.attacks import APGD, check_answers
 from phalanx.data import Batch, ImageSet
 from phalanx.errors import InputError
+from phalanx.evaluation.filling import Tell, nobody
+from phalanx.evaluation.halving import Halving
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import routed
@@ -88,6 +90,7 @@ def targeted_success(
     seed: int,
     device: torch.device | str,
     progress: Callable[[int, int, str], None] | None = None,
+    notify: Tell = nobody,
 ) -> Targeted:
     """APGD towards a random wrong class of each image, on the whole model: its margin over all others is climbed.
 
@@ -100,28 +103,34 @@ def targeted_success(
         threat: the ball.
         steps: of APGD.
         num_classes: C, the model's.
-        batch_size: images attacked at once.
+        batch_size: images attacked at once; a batch that does not fit the memory is halved.
         seed: of targets and starts.
         device: where the model is.
         progress: called after every batch with the images done, their total and the attack.
+        notify: hears of batches that are halved.
 
     Raises InputError for labels or a `num_classes` that are not the model's.
     """
     attack = APGD(eps=threat.eps, norm=threat.norm, steps=steps, objective="margin", targeted=True)
     name, pairs, reached_pairs = f"targeted apgd-{steps}", Counter[tuple[int, int]](), Counter[tuple[int, int]]()
     done = already = invalid = 0
+    halving = Halving(notify)
+
+    def attacked(piece: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        rng = SampleRng(derive_seed(seed, name), piece.ids)
+        target = drawn_targets(piece.y, num_classes, rng)
+        return piece.y, target, *_attacked(model, attack, piece, target, rng, num_classes)
+
     for batch in images.batches(batch_size, device):
-        rng = SampleRng(derive_seed(seed, name), batch.ids)
-        target = drawn_targets(batch.y, num_classes, rng)
-        clean, logits = _attacked(model, attack, batch, target, rng, num_classes)
-        finite = logits.isfinite().all(-1)
-        reached = (logits.argmax(-1) == target) & finite
-        already += int((reached & (clean.argmax(-1) == target)).sum())
-        invalid += int((~finite).sum())
-        for label, wanted, won in zip(batch.y.tolist(), target.tolist(), reached.tolist(), strict=True):
-            pairs[label, wanted] += 1
-            reached_pairs[label, wanted] += won
-        done += len(batch.y)
+        for y, target, clean, logits in halving.pieces(batch, attacked):
+            finite = logits.isfinite().all(-1)
+            reached = (logits.argmax(-1) == target) & finite
+            already += int((reached & (clean.argmax(-1) == target)).sum())
+            invalid += int((~finite).sum())
+            for label, wanted, won in zip(y.tolist(), target.tolist(), reached.tolist(), strict=True):
+                pairs[label, wanted] += 1
+                reached_pairs[label, wanted] += won
+            done += len(y)
         if progress is not None:
             progress(done, len(images), name)
     cells = tuple((*pair, pairs[pair], reached_pairs[pair]) for pair in sorted(pairs))

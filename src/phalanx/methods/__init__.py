@@ -1,6 +1,6 @@
 """Training methods, one file each."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import Field
 
@@ -23,32 +23,10 @@ AnyMethod = Annotated[
 ]
 """The methods a recipe can name."""
 
-METHODS: dict[
-    str,
-    type[ST]
-    | type[AT]
-    | type[TRADES]
-    | type[RTER]
-    | type[JTDMoE]
-    | type[DWF]
-    | type[SOE]
-    | type[FreeAT]
-    | type[AdaptiveSmoothingTraining]
-    | type[AdvMoE]
-    | type[ClosedRanks],
-] = {
-    "adaptive_smoothing": AdaptiveSmoothingTraining,
-    "advmoe": AdvMoE,
-    "at": AT,
-    "closed_ranks": ClosedRanks,
-    "dwf": DWF,
-    "free_at": FreeAT,
-    "jtdmoe": JTDMoE,
-    "rt_er": RTER,
-    "soe": SOE,
-    "st": ST,
-    "trades": TRADES,
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in sorted(get_args(get_args(AnyMethod)[0]), key=lambda method: method.name)
 }
+"""By the name that a recipe gives."""
 
 __all__ = [
     "AT",

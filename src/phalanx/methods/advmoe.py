@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -109,7 +109,6 @@ class AdvMoE(Stateless):
     """Training passes that only move BatchNorm's statistics: one of the whole model on the clean images before each
     attack, and the router's in the experts' update. The experts' statistics then see three clean images for one
     attacked, the router's four for two."""
-    streams: ClassVar[tuple[str, ...]] = ("train", "router")
 
     def __post_init__(self) -> None:
         for weight in ("beta", "router_label_weight", "router_beta", "balance"):
@@ -124,6 +123,11 @@ class AdvMoE(Stateless):
         own = {point: getattr(self, point) for point in Choices._fields}
         return PRESETS[self.preset]._replace(**{point: value for point, value in own.items() if value is not None})
 
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The experts' images and, if they are others, the router's."""
+        return ("train", "router") if self.choices.batches == "independent" else ("train",)
+
     def check(self, model: RoutedModel, num_classes: int) -> None:
         check_players(self.name, model)
         if self.choices.router_objective == "labels":
@@ -135,7 +139,7 @@ class AdvMoE(Stateless):
     def updates(self, model: RoutedModel, batches: Mapping[str, LabelledBatch], rng: Rng) -> Iterator[Update]:
         check_players(self.name, model)
         updates = {"experts": self._experts_update, "router": self._router_update}
-        read = {"experts": "train", "router": "router" if self.choices.batches == "independent" else "train"}
+        read = {"experts": self.streams[0], "router": self.streams[-1]}
         for player in updates if self.choices.order == "experts_first" else reversed(updates):
             yield updates[player](model, batches[read[player]], rng.fold("attack", player))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,8 +51,10 @@ class LabelledBatch(Protocol):
 class Method(Protocol):
     """A frozen dataclass with one `updates`. Everything it needs to resume exactly is in `state_dict`."""
 
-    streams: ClassVar[tuple[str, ...]]
-    """The data streams it reads, independent of each other; most need one, "train"."""
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """The data streams it reads, independent of each other; most need one, "train"."""
+        ...
 
     @property
     def name(self) -> str: ...
@@ -133,6 +136,6 @@ def with_divergence(loss: Loss, beta: float, kl: Tensor) -> Loss:
 
 
 def check_weight(name: str, value: float) -> None:
-    """Raises ValueError unless a loss weight is at least 0."""
-    if value < 0:
+    """Raises ValueError unless a loss weight is finite and at least 0."""
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be at least 0, got {value}")

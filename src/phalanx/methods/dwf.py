@@ -122,6 +122,8 @@ def _mean_loss(model: RoutedModel, shown: Sequence[Tensor], y: Tensor, balance: 
 
 
 def _accuracies(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """ "clean_accuracy", "fgsm_accuracy" and "pgd_accuracy" (), each of its third of logits (3B, C)."""
+    """ "clean_accuracy", "fgsm_accuracy" and "pgd_accuracy" (), each of its third of logits (3B, C), and
+    "adversarial_accuracy" (), of both attacks."""
     correct = (logits.detach().argmax(-1) == labels).float().chunk(len(KINDS))
-    return {f"{kind}_accuracy": own.mean() for kind, own in zip(KINDS, correct, strict=True)}
+    each = {f"{kind}_accuracy": own.mean() for kind, own in zip(KINDS, correct, strict=True)}
+    return {**each, "adversarial_accuracy": torch.cat(correct[1:]).mean()}

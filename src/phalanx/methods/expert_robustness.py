@@ -164,7 +164,8 @@ class ExpertRobustness(Stateless, ABC):
         def loss() -> Loss:
             whole = classification_loss(model, attacked.x_adv, y, self.balance)
             clean, adv = (model.routed(images, attacked.routes).logits for images in (x_RB, attacked.points))
-            return with_divergence(whole, self.beta, weight * mean_kl(clean, adv))
+            both = with_divergence(whole, self.beta, weight * mean_kl(clean, adv))
+            return Loss(both.value, {**both.logs, "adversarial_accuracy": whole.logs["accuracy"]})
 
         return Update(loss, player, logs={"zero_gradient": attacked.zero_gradient.float().mean()})
 

@@ -80,7 +80,8 @@ class SOE(Stateless):
         def loss() -> Loss:
             clean, adv = self._loss(synergy, batch.x, batch.y), self._loss(synergy, x_adv, y_adv)
             # what is logged is the mean of both, each half weighing the same as in the loss
-            return Loss(clean.value + adv.value, {name: (log + adv.logs[name]) / 2 for name, log in clean.logs.items()})
+            logs = {name: (log + adv.logs[name]) / 2 for name, log in clean.logs.items()}
+            return Loss(clean.value + adv.value, {**logs, "adversarial_accuracy": adv.logs["accuracy"]})
 
         yield Update(loss, logs={"zero_gradient": torch.cat([part.zero_gradient for part in found]).float().mean()})
 

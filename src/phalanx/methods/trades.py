@@ -12,6 +12,7 @@ from phalanx.methods.base import (
     Loss,
     Stateless,
     Update,
+    accuracy_of,
     check_weight,
     loss_of_pass,
     mean_kl,
@@ -55,8 +56,10 @@ class TRADES(Stateless):
 
         def loss() -> Loss:
             clean = model.routed(x)
-            kl = mean_kl(clean.logits, model.routed(found.x_adv).logits)
-            return with_divergence(loss_of_pass(clean, y, self.balance), self.beta, kl)
+            adv_logits = model.routed(found.x_adv).logits
+            whole = loss_of_pass(clean, y, self.balance)
+            loss = with_divergence(whole, self.beta, mean_kl(clean.logits, adv_logits))
+            return Loss(loss.value, {**loss.logs, "adversarial_accuracy": accuracy_of(adv_logits, y)})
 
         yield Update(loss, logs={"zero_gradient": found.zero_gradient.float().mean()})
 

@@ -1,7 +1,7 @@
 """Small shared torch tools."""
 
 from phalanx.nn.chains import layers_of
-from phalanx.nn.folding import fold_batchnorm
+from phalanx.nn.folding import fold_batchnorm, folds_certainly
 from phalanx.nn.frozen import exact_fp32, frozen, frozen_except, preserved_rng
 from phalanx.nn.layers import ConvBN, Normalize
 from phalanx.nn.lipschitz import LipschitzConv2d, LipschitzLinear, MaxMin
@@ -22,6 +22,7 @@ __all__ = [
     "Spec",
     "exact_fp32",
     "fold_batchnorm",
+    "folds_certainly",
     "frozen",
     "frozen_except",
     "layers_of",

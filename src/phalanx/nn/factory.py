@@ -27,18 +27,16 @@ def own_factory(name: str, said: str, returns: str, *, from_file: bool = False) 
         said: how a message names it, such as "--model mine:build".
         returns: what it must return, such as "a network".
         from_file: whether a recipe or a run names it, which may be somebody else's: then not a function of an installed
-            package, since some of those run whatever they are given, unless $PHALANX_TRUST names its module.
+            package, since some of those run whatever they are given, unless $PHALANX_TRUST names its module, nor of a
+            script that is running.
 
     Raises InputError where there is no such function, or a file may not name it.
     """
     module_name, _, attribute = name.partition(":")
     if not module_name or module_name.startswith(".") or not attribute:
         raise InputError(f"{said} must be 'module:function' with the module's full name")
-    if from_file and module_name not in os.environ.get(TRUST_VARIABLE, "").split(",") and _installed(module_name):
-        raise InputError(
-            f"{said}: {module_name} belongs to an installed package, and a recipe or a run may be somebody else's; "
-            f"if you trust it set {TRUST_VARIABLE}={module_name}, or name a function of your own module"
-        )
+    if from_file and module_name not in os.environ.get(TRUST_VARIABLE, "").split(","):
+        _refuse_untrusted(module_name, said)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
@@ -53,8 +51,24 @@ def own_factory(name: str, said: str, returns: str, *, from_file: bool = False) 
     return made  # type: ignore[no-any-return]
 
 
+def _refuse_untrusted(module_name: str, said: str) -> None:
+    try:
+        installed = _installed(module_name)
+    except ValueError:
+        raise InputError(
+            f"{said}: {module_name} cannot be imported by whoever reads the recipe or the run; "
+            "put the function into a module of its own"
+        ) from None
+    if installed:
+        raise InputError(
+            f"{said}: {module_name} belongs to an installed package, and a recipe or a run may be somebody else's; "
+            f"if you trust it set {TRUST_VARIABLE}={module_name}, or name a function of your own module"
+        )
+
+
 def _installed(module_name: str) -> bool:
-    """Whether a module is Python's own or in a folder of installed packages. Imports nothing."""
+    """Whether a module is Python's own or in a folder of installed packages. Imports nothing. Raises ValueError for one
+    that has no place to be imported from, as a running script."""
     # a submodule's own folder is known only once its package is imported
     found = importlib.util.find_spec(module_name.partition(".")[0])
     if found is None:

@@ -14,7 +14,9 @@ from phalanx.nn.layers import ConvBN
 from phalanx.nn.routed import Chain, FoldableLayer
 
 _FOLDABLE = ((nn.Conv2d, nn.BatchNorm2d), (nn.Linear, nn.BatchNorm1d))
-_CHAINS = (nn.Sequential, ConvBN, Chain)
+_OURS: tuple[type[nn.Sequential], ...] = (ConvBN, Chain)
+"""Chains that are only ever called as a whole. The parts of a plain `nn.Sequential` may be used in another order by the
+module that holds it (a feature extractor that indexes into a chain)."""
 
 
 def _scale_and_shift(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -51,16 +53,15 @@ def _places(model: nn.Module) -> Counter[int]:
     return Counter(id(child) for module in model.modules() for child in module._modules.values())
 
 
-def _pairs(model: nn.Module) -> list[tuple[nn.Sequential, str, str]]:
+def _pairs(model: nn.Module, *, certain: bool) -> list[tuple[nn.Sequential, str, str]]:
     """(chain, layer's name, BatchNorm's name) wherever one feeds the other and nothing else.
 
-    Only inside plain `nn.Sequential` chains, where that is certain without running the model, and only for modules
-    that stand in one place.
+    Only inside chains, ours alone where that must be `certain`, and only for modules that stand in one place.
     """
-    places = _places(model)
+    places, chains = _places(model), _OURS if certain else (nn.Sequential, *_OURS)
     pairs = []
     for chain in model.modules():
-        if type(chain) not in _CHAINS:
+        if type(chain) not in chains:
             continue
         assert isinstance(chain, nn.Sequential)
         for (name, layer), (norm_name, norm) in itertools.pairwise(chain._modules.items()):
@@ -95,13 +96,19 @@ def _spare_a_copy(chain: nn.Sequential, folded_name: str, places: Counter[int]) 
         follower.inplace = not (follower._forward_hooks or follower._forward_pre_hooks)
 
 
-def fold_batchnorm(model: nn.Module) -> nn.Module | None:
+def folds_certainly(model: nn.Module) -> bool:
+    """Whether all that `fold_batchnorm` folds lies in chains that are only ever called as a whole."""
+    return len(_pairs(model, certain=True)) == len(_pairs(model, certain=False))
+
+
+def fold_batchnorm(model: nn.Module, *, certain: bool = False) -> nn.Module | None:
     """A frozen evaluation-mode copy of `model` with its BatchNorms folded and its 4-d weights in channels_last.
 
-    Equal to the model in evaluation mode up to rounding (1e-12 in float64). None where there is nothing to fold or the
-    model cannot be copied. The model itself is untouched.
+    Equal to the model in evaluation mode up to rounding (1e-12 in float64), if no module uses the parts of a plain
+    `nn.Sequential` in another order; with `certain` these are left as they are, and the parts of `ConvBN` and `Chain`
+    alone folded. None where there is nothing to fold or the model cannot be copied. The model itself is untouched.
     """
-    if not _pairs(model):
+    if not _pairs(model, certain=certain):
         return None
     try:
         folded = copy.deepcopy(model)
@@ -109,7 +116,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module | None:
         return None
     places = _places(folded)
     with torch.no_grad():
-        for chain, name, norm_name in _pairs(folded):
+        for chain, name, norm_name in _pairs(folded, certain=certain):
             layer, norm = chain.get_submodule(name), chain.get_submodule(norm_name)
             assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
             _fold(layer, norm)

@@ -32,7 +32,8 @@ class Normalize(nn.Module):
 
 
 class ConvBN(nn.Sequential):
-    """A bias-free convolution followed by its BatchNorm: `fold_batchnorm` turns the pair into one convolution."""
+    """A bias-free convolution followed by its BatchNorm: `fold_batchnorm` turns the pair into one convolution, so that
+    the two are only ever called together."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1) -> None:
         super().__init__(

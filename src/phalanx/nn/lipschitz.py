@@ -7,9 +7,9 @@ What is certified is the weight itself, measured (`phalanx.bounds`): the constru
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -71,22 +71,22 @@ class Constrained(nn.Module):
 
 
 @contextmanager
-def prepared_weights(model: nn.Module) -> Iterator[None]:
+def prepared_weights(model: Callable[..., Any]) -> Iterator[None]:
     """Inside, constrained layers use weights made once, as where a network is deployed; on leaving, the free parameters
-    are what they were, bit for bit. For evaluation: no gradient reaches these."""
-    layers = [module for module in model.modules() if isinstance(module, Constrained)]
-    before = [layer.raw.detach().clone() for layer in layers]
+    are what they were, bit for bit. For evaluation and attacks: no gradient reaches these. A callable that is no module
+    is left alone."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    layers = [module for module in modules if isinstance(module, Constrained)]
+    before = [(layer.raw.data, layer.prepared) for layer in layers]
     try:
-        with torch.no_grad():
-            for layer in layers:
-                layer.raw.copy_(layer.weight)
-                layer.prepared = True
+        for layer in layers:
+            # another tensor in its place, not other numbers in it: a graph of the training step may hold these
+            layer.raw.data = layer.weight.detach()
+            layer.prepared = True
         yield
     finally:
-        with torch.no_grad():
-            for layer, raw in zip(layers, before, strict=True):
-                layer.prepared = False
-                layer.raw.copy_(raw)
+        for layer, (raw, prepared) in zip(layers, before, strict=True):
+            layer.raw.data, layer.prepared = raw, prepared
 
 
 def check_norm(norm: str) -> None:

@@ -88,9 +88,10 @@ def bytes_kept_by_update(network: nn.Module, image: Tensor) -> int:
 
 
 def bytes_kept_by_attack(network: nn.Module, image: Tensor) -> int:
-    """The same for the gradient with respect to the image, of the frozen network with its BatchNorm folded."""
+    """The same for the gradient with respect to the image, of the frozen network with its BatchNorm folded as in
+    training."""
     with frozen(network), preserved_rng():
-        return _kept(fold_batchnorm(network) or network, image.detach().clone().requires_grad_())
+        return _kept(fold_batchnorm(network, certain=True) or network, image.detach().clone().requires_grad_())
 
 
 def _kept(network: nn.Module, image: Tensor) -> int:

@@ -40,7 +40,7 @@ def follow(layer: nn.Module, x: Tensor, plan: Plan | None) -> Tensor:
 
 
 class Chain(nn.Sequential, RoutedLayer):
-    """One layer after the other; those that are routed get the plan."""
+    """One layer after the other; those that are routed get the plan. Called as a whole only: see `fold_batchnorm`."""
 
     def forward(self, x: Tensor, plan: Plan | None = None) -> Tensor:
         for layer in self:

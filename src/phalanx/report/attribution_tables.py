@@ -107,9 +107,9 @@ def _apart(found: Attribution) -> Table:
     return Table(
         "Robust accuracy taken apart",
         f"On the same {plural(found.n, 'image')}. The first two attacks are judged on the whole model. Worst route: "
-        "held by the whole and by every expert alone; no attack on the router can push a model that asks one of them "
-        "lower. Best route: not broken for all experts at once; no gate that picks one of them can hold more. Both as "
-        f"far as {found.attack} is strong.",
+        "held by the whole and by every expert alone; no attack on the router can push a model with one gate that asks "
+        "one of them lower. Best route: not broken for all experts at once; no gate that picks one of them can hold "
+        f"more. Both as far as {found.attack} is strong.",
         ("measured", "n", "held", "accuracy, %"),
         tuple((name, f"{rate.n:,}", f"{rate.held:,}", rated(rate)) for name, rate in lines),
     )
@@ -165,7 +165,7 @@ def _ladder(found: Attribution) -> Table:
     return Table(
         "Gates by radius",
         f"Under {found.attack} on the whole model within multiples of the threat's radius; the last is outside it. "
-        f"n = {found.n:,}.",
+        f"n = {found.n:,}. Flipped: another set of experts or, of a gate that selects all, another one weighs most.",
         ("radius, of eps", "radius", "accuracy, %", *heads),
         tuple(lines),
     )

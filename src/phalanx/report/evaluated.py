@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
+from phalanx.report.corruptions import covered, read_corruptions
+from phalanx.report.material import CORRUPTIONS_NAME
 from phalanx.runs import AttackSummary, Ledger, Summary, summarise, wilson
 from phalanx.runs.headline import Challenge, challenges
 from phalanx.runs.summary import Specs, aside_attacks, autoattack_keys, held_by_all
@@ -23,12 +25,15 @@ def evaluation_text(path: Path) -> str:
         aside = aside_attacks(attacks, binding.norm, binding.eps)
         rows = ledger.rows()
     summary = summarise(rows, aside=aside, attacks=attacks)
-    standard = autoattack_keys([name for name in attacks if name not in aside], binding.norm)
-    alone = held_by_all(rows, {"AutoAttack alone": standard} if standard else {})
+    counted = [name for name in attacks if name not in aside]
+    standard = autoattack_keys(counted, binding.norm)
+    # with nothing besides, the worst case is its number
+    alone = held_by_all(rows, {"AutoAttack alone": standard} if 0 < len(standard) < len(counted) else {})
     threat = f"{binding.norm} {binding.eps}"
     lines = _lines(summary, attacks, threat, summary.n if size is None else size, alone)
     lines += [_challenge(done) for done in challenges(rows, attacks, aside=aside)]
-    return "\n".join([*lines, *_coverage(coverage(rows, attacks, binding.norm, binding.eps))])
+    threats = coverage(rows, attacks, binding.norm, binding.eps)
+    return "\n".join([*lines, *_coverage(covered(threats, read_corruptions(path.parent / CORRUPTIONS_NAME)))])
 
 
 def _challenge(done: Challenge) -> str:

@@ -192,7 +192,7 @@ def _gates(analysis: Analysis) -> Iterator[Table]:
         of_n = plural(analysis.n, "image")
         yield Table(
             _gate_title(gate.name),
-            f"Of {of_n}, {share} go to other experts under {analysis.attack} on the whole model. "
+            f"Of {of_n}, {share} go to another set of experts under {analysis.attack} on the whole model. "
             f"Entropy of the gate: {_nats(gate.entropy_clean)} nats clean, {_nats(gate.entropy_attacked)} attacked; "
             f"of an even one {even:.2f}. Own: the images that the gate sends to the expert when they are clean. "
             f"RA: under {analysis.attack} on that expert alone.{_oracle(analysis)}",

@@ -46,13 +46,15 @@ def fit_robust_router(
         attempts: clusterings to begin with; the best router by `Quality.objective` is kept.
         seed: of everything drawn.
 
-    Raises InputError, before anything is trained, where no attempt keeps every region above half of its even share, or
-    where hardly any route is safe from a flip.
+    Raises InputError for fewer than two experts and, before anything is trained, where no attempt keeps every region
+    above half of its even share, or where hardly any route is safe from a flip.
     """
     if layout not in LAYOUTS:
         raise InputError(f"router.layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
     if features not in get_args(Features):
         raise InputError(f"router.features must be one of {', '.join(get_args(Features))}, got {features!r}")
+    if num_experts < 2:
+        raise InputError(f"num_experts must be at least 2, got {num_experts}; a single network has nothing to route")
     x_ND = images.detach().float().flatten(1)
     floor = FLOOR / num_experts if layout == "flat" else FLOOR ** (1 / math.ceil(math.log2(num_experts))) / 2
     task = MarginClustering(threat, feature_map(features, images.shape[1:]), attempts, num_experts, floor)

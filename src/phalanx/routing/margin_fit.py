@@ -125,7 +125,7 @@ class MarginClustering:
         free, bias = free.detach(), bias.detach()
         scores = Scores(self.features.to_pixels(free), bias)
         cells_N = scores.cells(x_ND)
-        quality = quality_of(cells_N, in_chunks(scores.regions, x_ND, self.threat))
+        quality = quality_of(cells_N, in_chunks(scores.regions, x_ND, self.threat, cells_N))
         held = sum(share >= self.floor for share in quality.load)
         return _Fit(free, scores, quality.objective), held
 

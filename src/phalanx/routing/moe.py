@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -55,8 +56,8 @@ class MixtureOfExperts(nn.Module):
             )
         if router is None and len(experts) > 1:
             raise ValueError(f"router must be given for {len(experts)} experts, got None")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
         selected = len(experts) if top_k == "all" else top_k
         if not isinstance(selected, int) or not 1 <= selected <= len(experts):
             raise ValueError(

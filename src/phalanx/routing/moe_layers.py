@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -57,8 +58,8 @@ class LayerMixture(nn.Module):
         super().__init__()
         if (routers is None) != (num_experts == 1):
             raise ValueError(f"routers must be given for several experts and only then, got {num_experts} experts")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
         selected = num_experts if top_k == "all" else top_k
         if not 1 <= selected <= num_experts:
             raise ValueError(

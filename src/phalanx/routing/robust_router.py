@@ -127,7 +127,9 @@ class RobustRouter(nn.Module):
     def reachable(self, x: Tensor, threat: ThreatModel) -> Tensor:
         """(B, E) bool: the experts that can answer somewhere within `threat` of images (B, C, H, W) in [0, 1]; one that
         is not among them cannot (see `phalanx.routing.reach`)."""
-        return in_chunks(self.regions, x, threat)
+        with torch.no_grad():
+            answering = self(x).argmax(1)
+        return in_chunks(self.regions, x, threat, answering)
 
 
 def _signs(sides: Sequence[Sequence[Sequence[int]]], num_experts: int) -> Tensor:

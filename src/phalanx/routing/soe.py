@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
@@ -51,8 +52,8 @@ class SynergyOfExperts(nn.Module):
                     f"submodels must have a confidence head, got a {type(submodel).__name__} without one; "
                     "wrap it: TwoHeaded(network)"
                 )
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {temperature}")
         self.experts = nn.ModuleList(submodels)
         self._temperature = float(temperature)
         specs = [spec_of(submodel) for submodel in submodels]

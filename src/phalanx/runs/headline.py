@@ -97,6 +97,8 @@ class Challenge:
 def challenges(rows: Iterable[Verdict], attacks: Specs, *, aside: Collection[str] = ()) -> tuple[Challenge, ...]:
     """Every submission of a ledger, in the order in which they came."""
     rows, external = list(rows), external_attacks(attacks)
+    if not external:
+        return ()
     own = {name: spec for name, spec in attacks.items() if name not in external}
     before = summarise([row for row in rows if row.attack not in external], aside=aside, attacks=own)
     found = []

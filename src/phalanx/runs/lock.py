@@ -78,13 +78,18 @@ def _start_time(pid: int) -> str | None:
     return ""
 
 
+class _OtherHostError(LockedError):
+    """The lock file is another host's: from here it is never seen to clear."""
+
+
 class RunLock:
     """Context manager holding `folder/LOCK`, made with the folder if need be; of a `part` `folder/LOCK.PART`.
 
     Different parts are held side by side; nobody holds the whole beside a part. The kernel's lock (flock) ends with
     the process that took it, so a dead holder of this host is simply succeeded. A lock file left by another host
     cannot be checked from here and is never taken over.
-    Raises LockedError at once, or after so many seconds of `wait`, naming host and process id of the holder.
+    Raises LockedError naming host and process id of the holder: at once, or after so many seconds of `wait` where
+    waiting can help.
     """
 
     def __init__(self, folder: Path, part: str = "", *, wait: float = 0.0) -> None:
@@ -97,6 +102,8 @@ class RunLock:
         while True:
             try:
                 return self._take()
+            except _OtherHostError:
+                raise
             except LockedError:
                 if time.monotonic() > end:
                     raise
@@ -217,7 +224,7 @@ def _held_message(path: Path, owner: Owner | None) -> str:
 def _refuse_other_host(path: Path, descriptor: int) -> None:
     owner = Owner.parse(_content(descriptor))
     if owner is not None and not owner.is_here():
-        raise LockedError(
+        raise _OtherHostError(
             f"{path.parent} was locked by {owner}, which cannot be checked from host {socket.gethostname()}; "
             f"if that process has ended, remove {path} and start again"
         )

@@ -1,15 +1,16 @@
 """A loss that enlarges certificates: cross-entropy of the worst logits that a bound leaves possible around each image.
 
 Computed on the clean images, for the experts that the gate selects there, with its weights: a router learns from it as
-it does from any loss of the mixture. Networks are read as they are in evaluation mode, BatchNorm by its running
-statistics, since that is what is certified.
+it does from any loss of the mixture. All networks, the router too, are read as they are in evaluation mode, BatchNorm
+by its running statistics, since that is what is certified; none of these moves.
 """
 
 # N samples, E experts, K selected, C classes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +85,9 @@ def with_certified_loss(
 def worst_logits(mixture: MixtureOfExperts, x: Tensor, y: Tensor, settings: CertifiedTraining, radius: float) -> Tensor:
     """(N, C): 0 for the label y (N,), and for every other class the most that its logit can exceed the label's within
     `radius` of images x, in the selected experts' average; weights are the gate's at x."""
-    threat, route = settings.threat_within(ThreatModel()), mixture.gate(x)
+    threat = settings.threat_within(ThreatModel())
+    with _evaluating(mixture):
+        route = mixture.gate(x)
     worst_NC: Tensor | None = None
     for index, expert in enumerate(mixture.experts):
         selected_NK = route.experts == index
@@ -100,6 +103,18 @@ def worst_logits(mixture: MixtureOfExperts, x: Tensor, y: Tensor, settings: Cert
         worst_NC = worst_NC.index_add(0, rows, -weight_n1 * low_nC)
     assert worst_NC is not None
     return worst_NC
+
+
+@contextmanager
+def _evaluating(mixture: MixtureOfExperts) -> Iterator[None]:
+    """Evaluation mode inside, with gradients."""
+    modes = [(module, module.training) for module in mixture.modules()]
+    try:
+        mixture.eval()
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _lower(stages: tuple[Stage, ...], ball: Ball, y: Tensor, bound: Bound) -> Tensor:

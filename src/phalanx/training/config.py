@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, Self
 
@@ -12,18 +13,23 @@ from phalanx.threat import Norm, ThreatModel
 
 
 def _positive(name: str, value: float) -> None:
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be positive, got {value}")
 
 
 def _not_negative(name: str, value: float) -> None:
-    if value < 0:
+    if not 0 <= value < math.inf:
         raise ValueError(f"{name} must be at least 0, got {value}")
 
 
 def _share(name: str, value: float) -> None:
     if not 0 <= value < 1:
         raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def _of_peak(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is a share of the peak and must be in [0, 1], got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +96,7 @@ class Cosine:
 
     def __post_init__(self) -> None:
         _share("warmup", self.warmup)
-        _not_negative("final", self.final)
+        _of_peak("final", self.final)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +113,8 @@ class OneCycle:
 
     def __post_init__(self) -> None:
         _share("peak", self.peak)
-        _not_negative("start", self.start)
-        _not_negative("final", self.final)
+        _of_peak("start", self.start)
+        _of_peak("final", self.final)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +130,7 @@ class Cyclic:
     """Steps from peak to low."""
 
     def __post_init__(self) -> None:
-        _not_negative("low", self.low)
+        _of_peak("low", self.low)
         _positive("steps_up", self.steps_up)
         _positive("steps_down", self.steps_down)
 

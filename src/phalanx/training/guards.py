@@ -116,12 +116,14 @@ def overfitting_alarms(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
     That is where, at once, the validated robust accuracy is at most `OVERFITTED_SHARE` of its best in the run; the
     training epoch's "adversarial_accuracy" exceeds it by `OVERFITTED_GAP` or more; and that accuracy is higher than in
-    the best's epoch. Runs that log no "adversarial_accuracy" raise none.
+    the best's epoch. A method whose players move in turn logs it under a player's name, the first of which counts. Runs
+    that log none raise none.
     """
     training = {
-        record["epoch"]: record["adversarial_accuracy"]
+        record["epoch"]: record[min(keys)]
         for record in records
-        if record["kind"] == "train" and "adversarial_accuracy" in record
+        if record["kind"] == "train"
+        and (keys := [key for key in record if key.rpartition(".")[2] == "adversarial_accuracy"])
     }
     robust = {record["epoch"]: record["robust_accuracy"] for record in records if record["kind"] == "validation"}
     if not training or not robust:

@@ -105,6 +105,17 @@ def _naming_step(done: int) -> Iterator[None]:
         raise DivergedError(f"training diverged at step {max(done - 1, 0)}: {error}") from error
 
 
+def trained_seconds(folder: RunFolder) -> float:
+    """How long earlier sessions trained, up to the last checkpoint; 0 for a new run. Raises CorruptError."""
+    checkpoint = load_latest(folder.resolve(CHECKPOINTS_NAME))
+    return 0.0 if checkpoint is None else _seconds_of(checkpoint)
+
+
+def _seconds_of(checkpoint: Checkpoint) -> float:
+    # checkpoints of older versions do not have them
+    return float(checkpoint.state["metrics"].get("seconds", 0.0))
+
+
 class _Run:
     """One run in progress."""
 
@@ -147,6 +158,7 @@ class _Run:
         self.routed: RoutedModel = model
         self.saved_at = time.monotonic()
         self.started = time.monotonic()
+        """Less what earlier sessions took."""
 
     # -- one step ------------------------------------------------------------------------------------------------
 
@@ -269,7 +281,7 @@ class _Run:
         state = self.state
         means = state.meters.means()
         lr = self.config.optimizer.lr * lr_factor(self.config.schedule, state.step - 1, self.total)
-        seconds = round(time.monotonic() - self.started, 3)
+        seconds = round(self._seconds, 3)
         self.log.append({"kind": "train", "epoch": epoch, "step": state.step, **means, "lr": lr, "seconds": seconds})
         self._raise("router_collapse", collapse_alarms(means, epoch), epoch)
         state.meters = Meters()
@@ -299,7 +311,8 @@ class _Run:
     def save(self) -> None:
         """Writes a checkpoint of the state."""
         state, offset = self.state, self.log.offset()
-        saved = {**state.plain(), "metrics": {"bytes": offset, "sha256": self.log.digest(offset)}}
+        log = {"bytes": offset, "sha256": self.log.digest(offset), "seconds": self._seconds}
+        saved = {**state.plain(), "metrics": log}
         with _naming_step(state.step):
             save_checkpoint(self.folder.resolve(CHECKPOINTS_NAME), state.step, state.tensors(), saved)
         self.saved_at = time.monotonic()
@@ -321,6 +334,12 @@ class _Run:
         if self.log.digest(offset) != sha256:
             raise CorruptError(f"{self.log.path} does not match its checkpoint: expected sha256 {sha256}; start afresh")
         self.state.load(checkpoint, self.folder.path)
+        self.started -= _seconds_of(checkpoint)
+
+    @property
+    def _seconds(self) -> float:
+        """Of all sessions up to now, without what was lost between a checkpoint and a kill."""
+        return time.monotonic() - self.started
 
     def finish(self) -> nn.Module:
         """Writes the last weights; the deployed model."""

@@ -28,7 +28,7 @@ class Best(NamedTuple):
 
 @dataclass
 class State:
-    """A checkpoint is exactly this, and how long the log was."""
+    """A checkpoint is exactly this, how long the log was, and how long it took."""
 
     model: nn.Module
     optimizers: dict[str, torch.optim.Optimizer]

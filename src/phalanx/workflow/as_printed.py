@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.attacks import PGD
-from phalanx.attacks.base import Attack
 from phalanx.attacks.routing_attacks import RouteSteering
 from phalanx.certification import Certificate, certify, parse_wanted
 from phalanx.certification.as_printed import Claim, printed_claims
@@ -23,6 +22,7 @@ from phalanx.certification.search import diameter
 from phalanx.config import EvaluationConfig
 from phalanx.data import ImageSet, load_data
 from phalanx.evaluation.evaluate import model_sha256
+from phalanx.evaluation.protocols import Member
 from phalanx.models import load
 from phalanx.report.printed import PRINTED_NAME
 from phalanx.runs import RunFolder, write_json
@@ -49,8 +49,11 @@ class Broken:
     """Over all images; a radius beyond the largest distance of two images counts as that."""
 
 
-def attacked(model: nn.Module, images: ImageSet, radius: Tensor, norm: Norm) -> Broken:
-    """PGD on the whole model, and each expert in turn after steering the image to it, inside `radius` (N,) of each."""
+def attacked(model: nn.Module, images: ImageSet, radius: Tensor, norm: Norm, seed: int = 0) -> Broken:
+    """PGD on the whole model, and each expert in turn after steering the image to it, inside `radius` (N,) of each.
+
+    An answer there that is not finite is no answer that was claimed: it counts as broken.
+    """
     most = diameter(images.shape, norm)
     capped = radius.clamp_max(most)
     order = capped.argsort()[int((capped <= 0).sum()) :]
@@ -62,15 +65,16 @@ def attacked(model: nn.Module, images: ImageSet, radius: Tensor, norm: Norm) -> 
         chosen = images.select(group.numpy())
         (batch,) = chosen.batches(_GROUP, device)
         fallen = torch.zeros(len(group), dtype=torch.bool, device=device)
-        for attack in _attacks(eps, norm):
-            fallen |= attack.run(model, batch.x, batch.y).broken
+        for member in _attacks(eps, norm):
+            result = member.attack.run(model, batch.x, batch.y, rng=member.streams(seed, batch.ids))
+            fallen |= result.broken | result.invalid
         broken += int(fallen.sum())
     return Broken(len(order), broken, float(capped.mean()))
 
 
-def _attacks(eps: float, norm: Norm) -> Iterator[Attack]:
-    yield PGD(eps=eps, norm=norm, steps=_STEPS)
-    yield RouteSteering(eps=eps, norm=norm, steps=_STEPS)
+def _attacks(eps: float, norm: Norm) -> Iterator[Member]:
+    yield Member(f"pgd-{_STEPS}", PGD(eps=eps, norm=norm, steps=_STEPS))
+    yield Member(f"steer-{_STEPS}", RouteSteering(eps=eps, norm=norm, steps=_STEPS))
 
 
 def attack_printed(
@@ -92,17 +96,17 @@ def attack_printed(
         model = load(run, weights=config.weights).to(device)
         images = data.test.first(config.n)
         digest = model_sha256(model)
+        bound = {"kind": "printed, unsound", "norm": wanted, "n": config.n, "model_sha256": digest, "steps": _STEPS}
+        if target.status() == "finished":
+            target.prepare(bound)
+            target.verify()
+            return target.path, json.loads(target.resolve(PRINTED_NAME).read_bytes())
         # refused before the folder is
         claims = _claims(model, images, wanted, device)
         sound = certify(model, images, norm=wanted, method="lipschitz")
-        target.prepare(
-            {"kind": "printed, unsound", "norm": wanted, "n": config.n, "model_sha256": digest, "steps": _STEPS}
-        )
-        if target.status() == "finished":
-            target.verify()
-            return target.path, json.loads(target.resolve(PRINTED_NAME).read_bytes())
+        target.prepare(bound)
         with target.records_outcome(), stopped_by_signals("the same command starts again"):
-            record = _record(model, images, claims, sound, wanted, reporter) | {"model_sha256": digest}
+            record = _record(model, images, claims, sound, wanted, settings.seed, reporter) | {"model_sha256": digest}
             write_json(target.resolve(PRINTED_NAME), record)
         target.finish()
     return target.path, record
@@ -114,13 +118,19 @@ def _claims(model: nn.Module, images: ImageSet, norm: Norm, device: torch.device
 
 
 def _record(
-    model: nn.Module, images: ImageSet, claims: tuple[Claim, ...], sound: Certificate, norm: Norm, reporter: Reporter
+    model: nn.Module,
+    images: ImageSet,
+    claims: tuple[Claim, ...],
+    sound: Certificate,
+    norm: Norm,
+    seed: int,
+    reporter: Reporter,
 ) -> dict[str, Any]:
     radii = [(f"theorem {claim.theorem} as printed", claim.slopes, False, claim.radius) for claim in claims]
     radii.append(("reachable experts, both classes", "upper bounds", True, sound.radius))
     lines = []
     for done, (name, slopes, holds, radius) in enumerate(radii):
-        found = attacked(model, images, radius.cpu(), norm)
+        found = attacked(model, images, radius.cpu(), norm, seed)
         assert math.isfinite(found.mean_radius)
         lines.append(
             {

@@ -19,18 +19,18 @@ from PIL import Image
 from torch import Tensor, nn
 
 from phalanx.config import EvaluationConfig, RunConfig
-from phalanx.data import ImageSet, load_data
+from phalanx.data import Batch, ImageSet, load_data
 from phalanx.errors import CorruptError, HonestyError, InputError
-from phalanx.evaluation.model_parts import protocol_for
-from phalanx.evaluation.protocols import Member
+from phalanx.evaluation.again import judged_in, other_size
+from phalanx.evaluation.halving import Halving
+from phalanx.evaluation.protocols import Member, protocol
 from phalanx.evaluation.rows import attack_rows
 from phalanx.loading import to_plain
 from phalanx.models import load
-from phalanx.nn import exact_fp32, frozen, preserved_rng
-from phalanx.routing import routed
 from phalanx.runs import RunFolder, Verdict, write_bytes, write_json, write_text
 from phalanx.training import Reporter, Silent
 from phalanx.workflow.compute import cpu_threads, pick_device
+from phalanx.workflow.identity import made_of, refuse_other_model
 from phalanx.workflow.signals import stopped_by_signals
 from phalanx.workflow.training import refuse_other_data, require_finished, run_config
 
@@ -39,9 +39,6 @@ TABLE_NAME = "verdicts.csv"
 RECORD_NAME = "verdicts.json"
 PICTURES_NAME = "png"
 RECORD_SCHEMA = 1
-
-CLOSE = 1e-5
-"""Where the two largest logits are closer, another batch size may decide otherwise by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -82,23 +79,24 @@ def attack_run(
     """
     require_finished(run)
     settings, target, reporter = run_config(run), RunFolder(folder), reporter or Silent()
+    # before the folder is bound to it
+    member, made = _one(attack, settings), made_of([run], config.weights)
     with target.lock(), cpu_threads(settings.threads):
         target.prepare(_bound(run, attack, config, settings, pictures))
         if target.status() == "finished":
             target.verify()
-            return _recorded(target)
+            return _recorded(target, made)
         with target.records_outcome(), stopped_by_signals("the same command starts again"):
             device, data = pick_device(settings.device), load_data(settings.data)
             refuse_other_data(run, data)
             model = load(run, weights=config.weights).to(device)
             images = data.test.first(config.n)
-            member = _one(attack, model, settings)
             found = _search(model, images, member, settings.seed, config.batch_size, device, reporter)
             _write_images(target, images, found)
             _write_pictures(target, images, found, pictures)
-            close = _rejudge(target, model, images, member, config.batch_size, device)
+            close = _rejudge(target, model, images, member, found.rows, config.batch_size, device)
             done = _summary(target, attack, found, close)
-            _write_verdicts(target, found, done, member)
+            _write_verdicts(target, found, done, member, made)
         target.finish()
     return done
 
@@ -116,8 +114,8 @@ def _bound(run: Path, attack: str, config: EvaluationConfig, settings: RunConfig
     }
 
 
-def _one(name: str, model: nn.Module, settings: RunConfig) -> Member:
-    members = protocol_for(name, settings.threat, model).members
+def _one(name: str, settings: RunConfig) -> Member:
+    members = protocol(name, settings.threat).members
     if len(members) != 1:
         raise InputError(f"--attack must be one attack, got {name!r}, which is {len(members)}; use phalanx evaluate")
     return members[0]
@@ -132,16 +130,21 @@ def _search(
     device: torch.device,
     reporter: Reporter,
 ) -> _Found:
+    def attacked(piece: Batch) -> tuple[tuple[Tensor, Tensor, Tensor], list[Verdict]]:
+        # with the random numbers of an evaluation: the verdicts are the same
+        result = member.attack.run(model, piece.x, piece.y, rng=member.streams(seed, piece.ids))
+        distance = member.attack.threat.distance(result.x_adv, piece.x)
+        columns = result.x_adv.cpu(), result.predicted.cpu(), result.clean_predicted.cpu()
+        return columns, attack_rows(piece, member, result, distance)
+
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     rows: list[Verdict] = []
-    seen = 0
+    halving = Halving(reporter.notify)
     for batch in images.batches(batch_size, device):
-        # with the random numbers of an evaluation: the verdicts are the same
-        result = member.attack.run(model, batch.x, batch.y, rng=member.streams(seed, batch.ids))
-        parts.append((result.x_adv.cpu(), result.predicted.cpu(), result.clean_predicted.cpu()))
-        rows += attack_rows(batch, member, result, member.attack.threat.distance(result.x_adv, batch.x))
-        seen += len(batch.y)
-        reporter.progress(seen, len(images), member.name)
+        for columns, verdicts in halving.pieces(batch, attacked):
+            parts.append(columns)
+            rows += verdicts
+        reporter.progress(len(rows), len(images), member.name)
     x_adv, predicted, clean = (torch.cat(column).numpy() for column in zip(*parts, strict=True))
     return _Found(x_adv.astype(np.float32), predicted, clean, tuple(rows))
 
@@ -177,37 +180,27 @@ def _rejudge(
     model: nn.Module,
     images: ImageSet,
     member: Member,
+    rows: Sequence[Verdict],
     batch_size: int,
     device: torch.device,
 ) -> tuple[int, ...]:
     """The ids of images that rounding alone decides otherwise. Raises HonestyError for any other difference."""
     path = target.resolve(IMAGES_NAME)
     x_adv, predicted, ids = _read(path)
-    size = other_size(batch_size)
-    parts: list[Tensor] = []
-    for batch in images.batches(size, device):
-        start = sum(map(len, parts))
-        part = torch.from_numpy(x_adv[start : start + len(batch.y)]).to(device)
+    size, images_adv = other_size(batch_size), torch.from_numpy(x_adv)
+    for part, batch in zip(torch.split(images_adv, size), images.batches(size), strict=True):
         if not bool(member.attack.threat.contains(part, batch.x).all()):
             raise HonestyError(f"{path}: an image is outside {member.attack.threat}; tell us how this came about")
-        parts.append(answers(model, part))
-    logits = torch.cat(parts)
-    differs = (logits.argmax(-1) != torch.from_numpy(predicted)) & logits.isfinite().all(-1)
-    top = logits.topk(2, -1).values
-    close = (top[:, 0] - top[:, 1]).abs() < CLOSE
-    wrong = ids[(differs & ~close).numpy()]
+    again = judged_in(size, model, images_adv, device)
+    differs = again.differs(torch.from_numpy(predicted), torch.tensor([row.verdict == "invalid" for row in rows]))
+    wrong = ids[(differs & ~again.close).numpy()]
     if len(wrong):
         raise HonestyError(
             f"{len(wrong)} of {len(ids)} images are judged otherwise when read from {path} in batches of {size} "
             f"(id {int(wrong[0])} first): the model's answer to an image depends on the batch it is in, or is random; "
             "such verdicts mean nothing"
         )
-    return tuple(int(sample) for sample in ids[(differs & close).numpy()])
-
-
-def other_size(batch_size: int) -> int:
-    """Another number of images, to judge again in."""
-    return batch_size // 2 + 1 if batch_size > 2 else batch_size + 1
+    return tuple(int(sample) for sample in ids[(differs & again.close).numpy()])
 
 
 def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
@@ -218,20 +211,13 @@ def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[n
         raise CorruptError(f"{path} cannot be read back: {error}; attack again") from None
 
 
-@torch.no_grad()
-def answers(model: nn.Module, x: Tensor) -> Tensor:
-    """(B, C) what a model in evaluation mode, in fp32, says to images (B, ...), on the CPU."""
-    with frozen(model), exact_fp32(), preserved_rng():
-        return routed(model, x).logits.cpu()
-
-
 def _summary(target: RunFolder, attack: str, found: _Found, close: Sequence[int]) -> Attacked:
     correct = sum(row.clean_predicted == row.label for row in found.rows)
     held = sum(row.verdict == "held" for row in found.rows)
     return Attacked(target.path, attack, len(found.rows), correct, held, tuple(close))
 
 
-def _write_verdicts(target: RunFolder, found: _Found, done: Attacked, member: Member) -> None:
+def _write_verdicts(target: RunFolder, found: _Found, done: Attacked, member: Member, made: list[str]) -> None:
     table = io.StringIO()
     lines = [asdict(row) for row in found.rows]
     writer = csv.DictWriter(table, list(lines[0]), lineterminator="\n")
@@ -241,6 +227,7 @@ def _write_verdicts(target: RunFolder, found: _Found, done: Attacked, member: Me
     record: dict[str, Any] = {
         "schema": RECORD_SCHEMA,
         "attack": {**member.attack.spec(), "name": done.attack},
+        "made_of": made,
         "n": done.n,
         "clean_correct": done.clean_correct,
         "held": done.held,
@@ -250,7 +237,9 @@ def _write_verdicts(target: RunFolder, found: _Found, done: Attacked, member: Me
     write_json(target.resolve(RECORD_NAME), record)
 
 
-def _recorded(target: RunFolder) -> Attacked:
+def _recorded(target: RunFolder, made: list[str]) -> Attacked:
     record = json.loads(target.resolve(RECORD_NAME).read_bytes())
+    # older folders do not say
+    refuse_other_model(target.path, record.get("made_of", made) == made)
     counts = {key: record[key] for key in ("n", "clean_correct", "held")}
     return Attacked(target.path, record["attack"]["name"], **counts, close=tuple(record["close"]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from phalanx.attacks.given import Given, GivenImages
 from phalanx.data import ImageSet, load_data
 from phalanx.errors import HonestyError, InputError
+from phalanx.evaluation.again import Again, judged_in, other_size
 from phalanx.evaluation.evaluate import model_sha256
 from phalanx.evaluation.protocols import Member
 from phalanx.evaluation.rows import attack_rows
@@ -23,7 +24,6 @@ from phalanx.report.records import read_object
 from phalanx.runs import RunFolder, Verdict, summarise, wilson
 from phalanx.runs.headline import Challenge, challenges
 from phalanx.runs.proofs import Contradiction, contradictions
-from phalanx.workflow.attacking import CLOSE, answers, other_size
 from phalanx.workflow.compute import cpu_threads, now, pick_device
 from phalanx.workflow.evaluated import Evaluated, Foreign, evaluations, find_evaluation
 from phalanx.workflow.measuring import EVALUATION_NAME
@@ -197,26 +197,26 @@ def _judge(
     """The verdicts on submitted images of samples that are right when clean, the same in two batch sizes."""
     wanted = np.isin(images.ids, taken.ids.numpy()) & np.isin(images.ids, list(book.right))
     chosen = images.select(np.flatnonzero(wanted))
-    rows, parts, predicted = [], [], []
+    rows, parts, predicted, invalid = [], [], [], []
     for batch in chosen.batches(size, device) if len(chosen) else ():
         result = member.attack.run(model, batch.x, batch.y, rng=member.streams(0, batch.ids))
         rows += attack_rows(batch, member, result, member.attack.threat.distance(result.x_adv, batch.x))
         parts.append(result.x_adv.cpu())
         predicted.append(result.predicted.cpu())
+        invalid.append(result.invalid.cpu())
     if not rows:
         return _Judged((), taken.ids[:0], taken.x_adv[:0])
-    x_adv = torch.cat(parts)
-    _judge_again(model, x_adv, torch.cat(predicted), chosen.ids, other_size(size), device)
+    x_adv, other = torch.cat(parts), other_size(size)
+    again = judged_in(other, model, x_adv, device)
+    _refuse_batch_dependent(again, torch.cat(predicted), torch.cat(invalid), chosen.ids, other)
     # where rounding, or another machine, decides the clean image otherwise, the recorded verdict stands
     kept = [row for row in rows if row.clean_predicted == row.label]
     broken = torch.tensor([row.clean_predicted == row.label and row.verdict != "held" for row in rows])
     return _Judged(tuple(kept), torch.from_numpy(chosen.ids)[broken], x_adv[broken])
 
 
-def _judge_again(model: nn.Module, x_adv: Tensor, predicted: Tensor, ids: Any, size: int, device: torch.device) -> None:
-    logits = torch.cat([answers(model, part.to(device)) for part in torch.split(x_adv, size)])
-    top = logits.topk(2, -1).values
-    differs = (logits.argmax(-1) != predicted) & logits.isfinite().all(-1) & ((top[:, 0] - top[:, 1]).abs() >= CLOSE)
+def _refuse_batch_dependent(again: Again, predicted: Tensor, invalid: Tensor, ids: Any, size: int) -> None:
+    differs = again.differs(predicted, invalid) & ~again.close
     if bool(differs.any()):
         raise HonestyError(
             f"{int(differs.sum())} of {len(ids)} images are judged otherwise in batches of {size} (sample "

@@ -183,16 +183,22 @@ def _refuse_different(one: _Side, two: _Side) -> None:
         for field, what in names.items()
         if getattr(one.binding, field) != getattr(two.binding, field)
     ]
-    if one.protocol is None or one.protocol != two.protocol:
-        different += [
-            f"attack {name}: {'other settings' if name in one.attacks and name in two.attacks else 'only one has it'}"
-            for name in _apart(one, two)
-        ]
+    # what one protocol is made of depends on the model, but surrogates are asked for besides
+    same = one.protocol is not None and one.protocol == two.protocol
+    different += [
+        f"attack {name}: {'other settings' if name in one.attacks and name in two.attacks else 'only one has it'}"
+        for name in _apart(one, two)
+        if not same or _is_transfer(name, one) or _is_transfer(name, two)
+    ]
     if different:
         raise InputError(
             f"{one.folder} and {two.folder} do not compare: {'; '.join(different)}; evaluate both with the same "
-            "--protocol on the same images"
+            "--protocol and --surrogate on the same images"
         )
+
+
+def _is_transfer(name: str, side: _Side) -> bool:
+    return side.attacks.get(name, {}).get("attack") == "Transfer"
 
 
 def _short(value: object) -> str:

@@ -28,6 +28,7 @@ from phalanx.workflow.measuring import (
     Subject,
     measure,
 )
+from phalanx.workflow.surrogates import taking
 from phalanx.workflow.training import part_name, run_config
 from phalanx.workflow.viewing import viewed
 
@@ -95,8 +96,9 @@ def evaluate_run(
 
     settings, conduct = run_config(run), conduct or Conduct()
     bound = _bound(config, settings, None, conduct)
-    found = measure(folder, Subject(settings, (run,), build, bound, label), config, reporter, conduct)
-    if config.certify is not None:
+    subject = Subject(settings, (run,), build, bound, label, weights=config.weights)
+    found = measure(folder, subject, config, reporter, conduct)
+    if config.certify is not None and (found is None or found.finished):
         certify_run(run, config, settings.threat.norm, config.certify, reporter=reporter)
     return found
 
@@ -161,8 +163,8 @@ def evaluate_foreign(
     bound["model"] = {"factory": model, "weights_sha256": weights_record(weights)}
 
     def build(data: Splits, device: torch.device) -> tuple[nn.Module, None]:
-        del data
-        return foreign_model(model, weights).to(device), None
+        built = foreign_model(model, weights).to(device)
+        return taking(f"--model {model}", built, data.test.images([0]).to(device)), None
 
     subject = Subject(settings, (), build, bound, model, outputs)
     return measure(folder, subject, config, reporter, conduct)

@@ -20,7 +20,6 @@ from phalanx.evaluation.alone import answer
 from phalanx.evaluation.gates import first_choice, gates_of
 from phalanx.evaluation.protocols import Member
 from phalanx.runs import Verdict
-from phalanx.runs.summary import external_attacks, held_samples
 from phalanx.runs.verdict import CLEAN
 
 GALLERY_NAME = "gallery.npz"
@@ -89,12 +88,9 @@ def _chosen(found: Evaluation, members: Mapping[str, Member], labels: Mapping[in
     chosen: dict[str, dict[int, bool]] = {name: {} for name in members}
     for sample in _spread(first, labels, BROKEN):
         chosen[first[sample]][sample] = False
-    left_out = (*found.aside, *external_attacks(found.attacks))
-    keys = {(row.attack, row.surface) for row in found.rows if row.attack in found.attacks}
-    held = held_samples(found.rows, {"all": {key for key in keys if key[0] not in left_out}})["all"]
     strongest = Counter(dict.fromkeys(members, 0)) + Counter(first.values())
     name = strongest.most_common(1)[0][0] if strongest else next(iter(members))
-    for sample in _spread(held & labels.keys(), labels, HELD):
+    for sample in _spread(found.standing & labels.keys(), labels, HELD):
         chosen[name][sample] = True
     return {name: samples for name, samples in chosen.items() if samples}
 

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +22,28 @@ from phalanx.evaluation.checks import check_classes
 from phalanx.evaluation.corruptions import PART as CORRUPTIONS
 from phalanx.evaluation.corruptions import under_corruptions
 from phalanx.evaluation.evaluate import model_sha256
-from phalanx.evaluation.honesty import LEFT_OUT, parts_in_training, run_checks
+from phalanx.evaluation.honesty import LEFT_OUT, run_checks
 from phalanx.evaluation.model_parts import protocol_for
 from phalanx.evaluation.queries import query_curves
 from phalanx.evaluation.reachability import reachability
 from phalanx.evaluation.targeted import targeted_success
 from phalanx.evaluation.transfer import Surrogate, with_surrogates
 from phalanx.loading import to_plain
+from phalanx.models import Weights
 from phalanx.nn import frozen
+from phalanx.report.certificates import read_certificates
+from phalanx.report.corruptions import covered, read_corruptions
 from phalanx.routing import Counts, counts
-from phalanx.runs import RunFolder, Verdict, write_bytes, write_json
+from phalanx.runs import Ledger, RunFolder, Verdict, write_bytes, write_json
+from phalanx.runs.canonical import parse_json
 from phalanx.runs.paths import not_through_links
+from phalanx.runs.proofs import Proof
 from phalanx.runs.threats import coverage
 from phalanx.threat import ThreatModel
 from phalanx.training import Reporter, Silent
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
 from phalanx.workflow.gallery import GALLERY_NAME, gallery
+from phalanx.workflow.identity import made_of, refuse_other_model
 from phalanx.workflow.signals import stopped_by_signals
 from phalanx.workflow.surrogates import surrogates
 from phalanx.workflow.training import refuse_other_data, require_finished
@@ -77,6 +84,12 @@ class Subject:
     label: str = ""
     outputs: int | None = None
     """Of the model; None for as many as the data have classes."""
+    weights: Weights = "best"
+    """Of the runs."""
+
+    def made_of(self) -> list[str] | None:
+        """What identifies the model of runs; a model made elsewhere has to be built for that."""
+        return made_of(self.runs, self.weights) or None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +120,7 @@ class _Measured:
     clock: float
     surrogates: tuple[Surrogate, ...] = ()
 
-    @property
+    @cached_property
     def tried(self) -> Protocol:
         """The whole protocol of the evaluation."""
         return with_surrogates(self.protocol(self.config.protocol), self.surrogates, self.threat)
@@ -146,11 +159,13 @@ def measure(
 def _whole(
     target: RunFolder, subject: Subject, config: EvaluationConfig, reporter: Reporter, conduct: Conduct
 ) -> Evaluation | None:
+    early = _early(target, subject, config, conduct)
     with target.lock():
         if _begun(target, subject, shared=False):
+            _refuse_other_model(target, subject, config)
             return None
         with target.records_outcome(), stopped_by_signals():
-            loaded = _load(subject, config, conduct)
+            loaded = early or _load(subject, config, conduct)
             found = _evaluated(target, loaded, reporter, conduct)
             if not found.finished:
                 target.mark("interrupted")
@@ -168,11 +183,13 @@ def _part(
     conduct: Conduct,
     shard: Shard,
 ) -> Evaluation | None:
+    early = _early(target, subject, config, conduct)
     with target.part(shard.name), stopped_by_signals():
         with target.turn():
             if _begun(target, subject, shared=True):
+                _refuse_other_model(target, subject, config)
                 return None
-        loaded = _load(subject, config, conduct)
+        loaded = early or _load(subject, config, conduct)
         found = _evaluated(target, loaded, reporter, conduct)
         if not found.finished:
             return found
@@ -192,6 +209,41 @@ def _begun(target: RunFolder, subject: Subject, *, shared: bool) -> bool:
         return False
     target.verify()
     return True
+
+
+def _refuse_other_model(target: RunFolder, subject: Subject, config: EvaluationConfig) -> None:
+    """Raises InputError if the finished folder holds the numbers of another model."""
+    recorded = parse_json(target.resolve(EVALUATION_NAME).read_bytes()).get("made_of")
+    if recorded is not None:
+        same = recorded == subject.made_of()
+    elif len(subject.runs) > 1:
+        # from before it was recorded; to build a view anew may mean to attack
+        return
+    else:
+        same = _ledger_model(target) == _fingerprint(_load(subject, config, Conduct()))
+    refuse_other_model(target.path, same)
+
+
+def _ledger_model(target: RunFolder) -> str:
+    with Ledger.read(target.resolve(LEDGER_NAME)) as ledger:
+        return ledger.binding().model_sha256
+
+
+def _fingerprint(loaded: _Measured) -> str:
+    # as in an evaluation, once the protocol has looked at the model
+    _ = loaded.tried
+    return model_sha256(loaded.model)
+
+
+def _early(target: RunFolder, subject: Subject, config: EvaluationConfig, conduct: Conduct) -> _Measured | None:
+    """What is loaded for a new folder: a mistake that only this shows must not leave a folder bound to it."""
+    if target.status() != "new":
+        return None
+    with stopped_by_signals():
+        loaded = _load(subject, config, conduct)
+        # not before is the protocol's name read
+        _ = loaded.tried
+    return loaded
 
 
 def _load(subject: Subject, config: EvaluationConfig, conduct: Conduct) -> _Measured:
@@ -281,17 +333,19 @@ def _write(target: RunFolder, loaded: _Measured, found: Evaluation, reporter: Re
         "load": None if found.load is None else list(found.load),
         "counts": _counted(loaded).to_json(),
         "reach": _reach(loaded, found),
-        "threats": threats_json(found.rows, found.attacks, loaded.threat),
-        "model_sha256": model_sha256(loaded.model),
+        "threats": threats_json(target.path, found.rows, found.attacks, loaded.threat),
+        "model_sha256": _ledger_model(target),
+        "made_of": loaded.subject.made_of(),
     }
     write_json(target.resolve(EVALUATION_NAME), record)
 
 
 def threats_json(
-    rows: Iterable[Verdict], attacks: Mapping[str, Mapping[str, Any]], threat: ThreatModel
+    folder: Path, rows: Iterable[Verdict], attacks: Mapping[str, Mapping[str, Any]], threat: ThreatModel
 ) -> list[dict[str, Any]]:
-    """The threat-coverage table, as evaluation.json has it."""
-    return [line.to_json() for line in coverage(rows, attacks, threat.norm, str(threat.eps))]
+    """The threat-coverage table, as evaluation.json has it; the ledger's, and what `folder` holds beside it."""
+    lines = coverage(rows, attacks, threat.norm, str(threat.eps))
+    return [line.to_json() for line in covered(lines, read_corruptions(folder / CORRUPTIONS_NAME))]
 
 
 def _reach(loaded: _Measured, found: Evaluation) -> dict[str, int] | None:
@@ -384,7 +438,17 @@ def _targeted(loaded: _Measured, reporter: Reporter) -> dict[str, Any]:
         seed=loaded.seed,
         device=loaded.device,
         progress=reporter.progress,
+        notify=reporter.notify,
     ).to_json()
+
+
+def _proofs(loaded: _Measured, found: Evaluation) -> list[Proof]:
+    """The certificates that the runs' folders hold of the very model."""
+    assert found.ledger is not None
+    with Ledger.read(found.ledger) as ledger:
+        binding = ledger.binding()
+    samples = {row.sample for row in found.rows}
+    return [each.proof for run in loaded.subject.runs for each in read_certificates(run, binding, samples)]
 
 
 def _checked(
@@ -401,7 +465,8 @@ def _checked(
         samples=checks,
         seed=loaded.seed,
         device=loaded.device,
-        in_training=parts_in_training(loaded.model),
+        batch_size=loaded.config.batch_size,
         attribution=attributed,
+        proofs=_proofs(loaded, found),
         progress=reporter.progress,
     ).to_json()

@@ -141,7 +141,7 @@ def _close(target: RunFolder) -> None:
     record = read_object(evaluation, missing="evaluate again").values
     if record.get("model_sha256") != book.binding.model_sha256:
         raise CorruptError(f"{evaluation} is not this ledger's; restore both from one copy, or evaluate again")
-    write_json(evaluation, {**record, "threats": threats_json(book.rows, book.attacks, book.threat)})
+    write_json(evaluation, {**record, "threats": threats_json(folder, book.rows, book.attacks, book.threat)})
     for path in sorted((folder / CHALLENGES_NAME).iterdir()):
         if path.name != Path(PENDING_NAME).name and f"external:{path.stem}" not in book.attacks:
             remove(path)

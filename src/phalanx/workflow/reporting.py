@@ -12,8 +12,8 @@ from phalanx.errors import InputError
 from phalanx.loading import load_recipe
 from phalanx.report import Page, RowSource, build_page, read_formats, write_report
 from phalanx.report.records import read_object
-from phalanx.runs import RunFolder
-from phalanx.workflow.evaluating import EVALUATION_NAME
+from phalanx.runs import Ledger, RunFolder
+from phalanx.workflow.evaluating import EVALUATION_NAME, LEDGER_NAME
 from phalanx.workflow.studies import EVALUATION_SUFFIX, Viewing, row_source
 
 
@@ -30,7 +30,7 @@ def find_rows(paths: list[Path]) -> list[RowSource]:
 def _rows_in(path: Path) -> list[RowSource]:
     if not path.is_dir():
         raise InputError(f"{path} is no folder; give that of a study, a run or a model's evaluation")
-    if (path / EVALUATION_NAME).is_file():
+    if _has_verdicts(path):
         return [_row(path, None, path.name)]
     own = [_row(folder, path, f"{path.name} {folder.name}") for folder in _evaluated(path / "evaluations", "*")]
     inside = []
@@ -41,11 +41,22 @@ def _rows_in(path: Path) -> list[RowSource]:
 
 
 def _evaluated(folder: Path, pattern: str) -> list[Path]:
-    return [found for found in sorted(folder.glob(pattern)) if (found / EVALUATION_NAME).is_file()]
+    return [found for found in sorted(folder.glob(pattern)) if _has_verdicts(found)]
+
+
+def _has_verdicts(folder: Path) -> bool:
+    """Whether an evaluation is there, finished or not: its record is written last, its ledger first."""
+    if (folder / EVALUATION_NAME).is_file():
+        return True
+    if not (folder / LEDGER_NAME).is_file():
+        return False
+    with Ledger.read(folder / LEDGER_NAME) as ledger:
+        return bool(ledger.rows())
 
 
 def _row(evaluation: Path, run: Path | None, name: str) -> RowSource:
-    label = str(read_object(evaluation / EVALUATION_NAME, missing="").values.get("label") or name)
+    path = evaluation / EVALUATION_NAME
+    label = str((path.is_file() and read_object(path, missing="").values.get("label")) or name)
     bound = RunFolder(evaluation).record()["config"]
     record = bound.get("view")
     if "model" in bound:

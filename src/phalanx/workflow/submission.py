@@ -44,7 +44,9 @@ _UNSOUND: tuple[type[Exception], ...] = (
     OverflowError,
 )
 """What zipfile and numpy raise over bytes that somebody made up."""
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_VERSION = (1, 0)
+"""Of the .npy format. Later ones are for headers of more than 65,535 bytes, which no array of plain numbers has: they
+may declare 4 GiB, and all of it is read before numpy looks at its size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +122,9 @@ def _array(path: Path, name: str, archive: zipfile.ZipFile, info: zipfile.ZipInf
     """An array whose header was read before anything was set aside for it; no object is ever unpickled."""
     with archive.open(info) as stream:
         version = np.lib.format.read_magic(stream)
-        if version not in _HEADERS:
+        if version != _VERSION:
             raise ValueError(f"{name} has version {version} of the .npy format")
-        shape, fortran, dtype = _HEADERS[version](stream)
+        shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
         if dtype.hasobject or dtype.names is not None:
             raise InputError(f"{path}: {name} holds Python objects, which are never unpickled; give plain numbers")
         if any(side < 0 for side in shape):

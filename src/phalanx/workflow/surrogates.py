@@ -23,7 +23,7 @@ def surrogates(names: Sequence[str], x: Tensor) -> tuple[Surrogate, ...]:
     images, and for one that is named twice.
     """
     return tuple(
-        Surrogate(label, _checked(name, _model(name).to(x.device), x))
+        Surrogate(label, taking(f"surrogate {name}", _model(name).to(x.device), x))
         for name, label in zip(names, labels(names), strict=True)
     )
 
@@ -56,13 +56,16 @@ def _model(name: str) -> nn.Module:
 
 
 @torch.no_grad()
-def _checked(name: str, model: nn.Module, x: Tensor) -> nn.Module:
+def taking(what: str, model: nn.Module, x: Tensor) -> nn.Module:
+    """The model, which takes images (B, ...) like these. Raises InputError naming `what` if it does not."""
     try:
         with frozen(model):
             model(x[:1])
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         raise InputError(
-            f"surrogate {name} does not take images of shape {tuple(x.shape[1:])} "
+            f"{what} does not take images of shape {tuple(x.shape[1:])} "
             f"({str(error).splitlines()[0]}); give a model for the same data"
         ) from None
     return model

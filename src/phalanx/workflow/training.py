@@ -52,7 +52,7 @@ from phalanx.routing import AdaptiveSmoothing, DualModel, LayerMixture, MixtureO
 from phalanx.runs import RunFolder, write_json
 from phalanx.runs.sidecar import verify_sidecar
 from phalanx.training import BEST_NAME, Reporter, TrainingConfig, check_certified, train
-from phalanx.training.loop import Validate
+from phalanx.training.loop import Validate, trained_seconds
 from phalanx.workflow.compute import cpu_threads, environment, now, pick_device
 from phalanx.workflow.mask_from import begun_masked
 from phalanx.workflow.memory import check_memory
@@ -98,7 +98,7 @@ def train_into(
             run.verify()
             return
         with run.records_outcome():
-            started, clock = now(), time.monotonic()
+            started, clock = now(), time.monotonic() - trained_seconds(run)
             job = prepare()
             if run.resolve(MODEL_NAME).is_file():
                 refuse_other_data(folder, job.data)

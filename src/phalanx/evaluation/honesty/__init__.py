@@ -5,7 +5,7 @@ checks), Pintor et al. 2022 ("Indicators of Attack Failure") and Zimmermann et a
 """
 
 from phalanx.evaluation.honesty.finding import Check, CheckResult, Finding, Status
-from phalanx.evaluation.honesty.probe import Probe, parts_in_training
+from phalanx.evaluation.honesty.probe import Probe
 from phalanx.evaluation.honesty.suite import CHECKS, LEFT_OUT, Honesty, look, run_checks, samples_for
 
 __all__ = [
@@ -18,7 +18,6 @@ __all__ = [
     "Probe",
     "Status",
     "look",
-    "parts_in_training",
     "run_checks",
     "samples_for",
 ]

@@ -105,7 +105,7 @@ def plant(probe: Probe, image: Batch) -> ReadOut | None:
     """
     features = _features(probe, image.x)
     inner, border = _points(probe, image)
-    inner_NC, border_MC = features(inner).double(), features(border).double()
+    inner_NC, border_MC = (probe.by_piece(points, features).double() for points in (inner, border))
     if not (inner_NC.isfinite().all() and border_MC.isfinite().all()):
         return None
     center = inner_NC.mean(0)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from phalanx.evaluation.checks import fallbacks
 from phalanx.evaluation.honesty.finding import Finding, failed, info, passed, skipped, warned
-from phalanx.evaluation.honesty.probe import Probe, parts_in_training
+from phalanx.evaluation.honesty.probe import Probe
 from phalanx.runs.verdict import CLEAN
 from phalanx.threat import BALL_TOLERANCE
 
@@ -26,18 +26,14 @@ _SHARE = 0.1
 
 
 def evaluation_mode(probe: Probe) -> Finding:
-    """M1: no part is in training mode while verdicts are made."""
+    """M1: no part is in training mode while verdicts are made. (`phalanx.evaluation.checks.remarks` tells of a model
+    that came so.)"""
+    model = probe.model
     with probe.borrowed():
-        stuck = parts_in_training(probe.model)
+        stuck = sum(module.training for module in model.modules()) if isinstance(model, nn.Module) else 0
     if stuck:
         return failed(f"{stuck} parts of the model cannot leave training mode", stuck=stuck)
-    if probe.in_training:
-        return warned(
-            f"the model came in training mode ({probe.in_training} of its parts); what was evaluated is its evaluation "
-            "mode: deploy it so",
-            in_training=probe.in_training,
-        )
-    return passed("every part is in evaluation mode", in_training=0)
+    return passed("every part is in evaluation mode", stuck=0)
 
 
 def determinism(probe: Probe) -> Finding:
@@ -47,7 +43,7 @@ def determinism(probe: Probe) -> Finding:
         with probe.borrowed() as model, torch.no_grad():
             # else every pass would draw the same
             torch.manual_seed(seed)
-            passes.append(model(probe.batch.x).double())
+            passes.append(probe.by_piece(probe.batch.x, model).double())
     first, right = normalize(passes[0], dim=-1), [int((one.argmax(-1) == probe.batch.y).sum()) for one in passes]
     apart = max(_largest((normalize(one, dim=-1) - first).norm(dim=-1)) for one in passes)
     evidence = {"largest_difference": apart, "fewest_right": min(right), "most_right": max(right)}
@@ -67,13 +63,13 @@ def _largest(values: Tensor) -> float:
 
 
 def batch_independence(probe: Probe) -> Finding:
-    """M3: an image's answer does not depend on those beside it: alone, in one batch, in another order."""
+    """M3: an image's answer does not depend on those beside it: alone, in batches, in another order."""
     if probe.random:
         return skipped("the answers are random, so two batches differ anyway")
     x = probe.batch.x
-    together = probe.answers(x, len(x)).double()
-    turned = probe.answers(x.flip(0), len(x)).double().flip(0)
-    alone = probe.answers(x[:_ALONE], 1).double()
+    together = probe.answers(x).double()
+    turned = probe.answers(x.flip(0)).double().flip(0)
+    alone = torch.cat([probe.answers(image) for image in torch.split(x[:_ALONE], 1)]).double()
     pairs = [(together, turned), (together[:_ALONE], alone)]
     gap = max(_largest(_apart(*pair)) for pair in pairs)
     changed = sum(int(_changed(*pair).sum()) for pair in pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from phalanx.data import Batch
 from phalanx.evaluation.honesty.finding import Finding, failed, info, passed, skipped, warned
 from phalanx.evaluation.honesty.probe import Model, Probe
 from phalanx.rng import SampleRng, derive_seed
-from phalanx.routing import leaves, routed
+from phalanx.routing import Routed, leaves, routed
 
 _ZERO_SHARE = 0.1
 """More images than this without a gradient invalidate the verdicts."""
@@ -59,12 +60,20 @@ def _blind(probe: Probe, at: Batch, objective: str) -> Tensor:
 
     Where the model errs already DLR may be constant, the label being third, and no attack needs it.
     """
+
+    def blind(piece: Batch) -> Tensor:
+        climb = Target(model, model, "whole", objective, piece.x, piece.y).climb(piece.x)
+        assert climb.gradient is not None
+        return (climb.logits.argmax(-1) == piece.y) & _is_blind(climb.gradient)
+
     with probe.borrowed() as model:
-        climb = Target(model, model, "whole", objective, at.x, at.y).climb(at.x)
-    assert climb.gradient is not None
-    flat = climb.gradient.flatten(1)
-    right = climb.logits.argmax(-1) == at.y
-    return right & ((flat == 0).all(1) | ~flat.isfinite().all(1))
+        return torch.cat(probe.in_pieces(at, blind))
+
+
+def _is_blind(gradient: Tensor) -> Tensor:
+    """(B,) of (B, ...): zero in every pixel, or somewhere not finite."""
+    flat = gradient.flatten(1)
+    return (flat == 0).all(1) | ~flat.isfinite().all(1)
 
 
 def _blind_router(probe: Probe) -> float | None:
@@ -72,24 +81,23 @@ def _blind_router(probe: Probe) -> float | None:
     varying = [place for place, gate in enumerate(probe.gates) if bool((gate.scores.std(0) > 0).any())]
     if not varying or probe.random:
         return None
-    x = probe.right.x.clone().requires_grad_()
-    with probe.borrowed() as model, torch.enable_grad():
+
+    def blind(piece: Tensor) -> Tensor:
+        """(B, G)"""
+        x = piece.clone().requires_grad_()
         route = routed(model, x).route
         assert route is not None
         gates = [leaf for leaf in leaves(route) if leaf.num_experts > 1]
-        return max(_share_blind(_lead(gates[place].scores), x) for place in varying)
+        return torch.stack([_is_blind(_gradient(_lead(gates[place].scores), x)) for place in varying], 1)
+
+    with probe.borrowed() as model, torch.enable_grad():
+        return float(probe.by_piece(probe.right.x, blind).double().mean(0).max())
 
 
 def _lead(scores: Tensor) -> Tensor:
     """(B,) the best score above the second best, of (B, E) or (B, T, E)."""
     best = scores.topk(2, -1).values
     return (best[..., 0] - best[..., 1]).flatten(1).sum(1) if scores.dim() > 2 else best[:, 0] - best[:, 1]
-
-
-def _share_blind(values: Tensor, x: Tensor) -> float:
-    gradient = _gradient(values, x)
-    flat = gradient.flatten(1)
-    return float(((flat == 0).all(1) | ~flat.isfinite().all(1)).double().mean())
 
 
 def _gradient(values: Tensor, x: Tensor) -> Tensor:
@@ -104,17 +112,11 @@ def router_gradient(probe: Probe) -> Finding:
     """M6: whether the answers, or the chosen gate, have a gradient through the router's scores."""
     if not probe.gates:
         return skipped("the model has no router")
-    x = probe.batch.x[:_FEW].clone().requires_grad_()
+    few = Batch(*(column[:_FEW] for column in probe.batch))
     with probe.borrowed() as model, torch.enable_grad():
-        answers, route = routed(model, x)
-        assert route is not None
-        gates = [leaf for leaf in leaves(route) if leaf.num_experts > 1]
-        chosen = sum((_size(_gradient(gate.weights[..., 0], x)) for gate in gates), 0.0)
-        scores = [gate.scores for gate in gates if gate.scores.requires_grad]
-        target = answers.gather(-1, probe.batch.y[:_FEW, None]).sum()
-        through = torch.autograd.grad(target, scores, allow_unused=True) if scores and target.requires_grad else ()
-        logits = sum((_size(found) for found in through if found is not None), 0.0)
-    evidence = {"of_the_gate": chosen, "of_the_answers": logits, "gates": len(gates)}
+        sizes = probe.in_pieces(few, partial(_reached, model))
+    chosen, logits = (sum(column) for column in zip(*sizes, strict=True))
+    evidence = {"of_the_gate": chosen, "of_the_answers": logits, "gates": len(probe.gates)}
     if chosen > 0 or logits > 0:
         return passed("the router is reached by gradients", **evidence)
     aware = [member.name for member in probe.members if is_routing_aware(member.attack)]
@@ -126,6 +128,19 @@ def router_gradient(probe: Probe) -> Finding:
         "the route has no gradient (a hard choice): attacks on the whole model cannot see it; add routing-50",
         **evidence,
     )
+
+
+def _reached(model: Model, few: Batch) -> tuple[float, float]:
+    """How large the chosen gates' gradients are in the images, and the answers' in the router's scores."""
+    x = few.x.clone().requires_grad_()
+    answers, route = routed(model, x)
+    assert route is not None
+    gates = [leaf for leaf in leaves(route) if leaf.num_experts > 1]
+    chosen = sum((_size(_gradient(gate.weights[..., 0], x)) for gate in gates), 0.0)
+    scores = [gate.scores for gate in gates if gate.scores.requires_grad]
+    target = answers.gather(-1, few.y[:, None]).sum()
+    through = torch.autograd.grad(target, scores, allow_unused=True) if scores and target.requires_grad else ()
+    return chosen, sum((_size(found) for found in through if found is not None), 0.0)
 
 
 def is_routing_aware(attack: Any) -> bool:
@@ -146,14 +161,8 @@ def finite_differences(probe: Probe) -> Finding:
         return skipped("no image is classified rightly")
     if probe.random:
         return skipped("the answers are random, so differences of two passes are noise")
-    rng = SampleRng(derive_seed(probe.seed, "honesty", "M7"), few.ids)
-    signs = rng.uniform("directions", (_DIRECTIONS, *few.x.shape[1:])).to(few.x.dtype).sub(0.5).sign()
-    with probe.borrowed() as model:
-        climb = Target(model, model, "whole", "margin", few.x, few.y).climb(few.x)
-        assert climb.gradient is not None
-        slopes = (climb.gradient[:, None] * signs).flatten(2).sum(2)
-        ends = [_margins(model, few, few.x[:, None] + sign * _STEP * signs) for sign in (1, -1)]
-    differences = (ends[0] - ends[1]) / (2 * _STEP)
+    sides = probe.in_pieces(few, partial(_slopes, probe))
+    slopes, differences = (torch.cat(side) for side in zip(*sides, strict=True))
     if not bool(slopes.any()) and not bool(differences.any()):
         return warned("the answers do not change, by gradient or by difference", cosine=0.0, images=len(few.y))
     cosine = torch.nn.functional.cosine_similarity(slopes.double(), differences.double(), dim=1).nan_to_num(0, 0, 0)
@@ -167,16 +176,23 @@ def finite_differences(probe: Probe) -> Finding:
     return passed("gradients agree with finite differences", **evidence)
 
 
-@torch.no_grad()
-def _margins(model: Model, few: Batch, x: Tensor) -> Tensor:
-    """(A, N) of images (A, N, ...)."""
+def _slopes(probe: Probe, few: Batch) -> tuple[Tensor, Tensor]:
+    """(A, D) of A images the margin's slope in D directions, by its gradient and by its differences."""
+    rng = SampleRng(derive_seed(probe.seed, "honesty", "M7"), few.ids)
+    signs = rng.uniform("directions", (_DIRECTIONS, *few.x.shape[1:])).to(few.x.dtype).sub(0.5).sign()
+    with probe.borrowed() as model:
+        climb = Target(model, model, "whole", "margin", few.x, few.y).climb(few.x)
+    assert climb.gradient is not None
+    slopes = (climb.gradient[:, None] * signs).flatten(2).sum(2)
+    ends = [_margins(probe, few, few.x[:, None] + sign * _STEP * signs) for sign in (1, -1)]
+    return slopes, (ends[0] - ends[1]) / (2 * _STEP)
+
+
+def _margins(probe: Probe, few: Batch, x: Tensor) -> Tensor:
+    """(A, D) of images (A, D, ...)."""
     y = few.y[:, None].expand(x.shape[:2]).flatten()
-    flat = x.flatten(0, 1)
-    parts = [
-        OBJECTIVES["margin"](routed(model, part), None, label)
-        for part, label in zip(torch.split(flat, 256), torch.split(y, 256), strict=True)
-    ]
-    return torch.cat(parts).reshape(x.shape[:2])
+    answers = Routed(probe.answers(x.flatten(0, 1)), None)
+    return OBJECTIVES["margin"](answers, None, y).reshape(x.shape[:2])
 
 
 def quantisation(probe: Probe) -> Finding:
@@ -218,7 +234,7 @@ class _GradientWatch(TorchFunctionMode):
 def optimisation(probe: Probe) -> Finding:
     """M9: no gradient is computed while the model answers. One pass is watched, through torch's own dispatch."""
     with probe.borrowed() as model, torch.enable_grad(), _GradientWatch() as watch:
-        model(probe.batch.x[:_FEW])
+        probe.by_piece(probe.batch.x[:_FEW], model)
     if watch.asked:
         return warned(
             "the model computes gradients while it answers (an optimisation in the forward pass): attacks through it "

@@ -5,62 +5,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from phalanx.attacks import PGD
 from phalanx.attacks.surfaces import Model
 from phalanx.data import Batch
+from phalanx.evaluation.again import judged_in
 from phalanx.evaluation.honesty.finding import Finding, failed, passed, skipped, warned
 from phalanx.evaluation.honesty.probe import Probe
 from phalanx.evaluation.protocols import Member
-from phalanx.nn import exact_fp32, frozen, preserved_rng
-from phalanx.routing import routed
 from phalanx.runs import Verdict
+from phalanx.runs.proofs import contradictions
 from phalanx.runs.summary import external_attacks, fallen_samples
 from phalanx.runs.verdict import CLEAN
 from phalanx.threat import BALL_TOLERANCE
 
-_AGAIN = 16
-"""Errors that are made again, of each attack its cheapest first."""
 _OTHER_SIZE = 5
 """A batch size that nobody attacks in."""
-_CLOSE = 1e-5
-"""Where the two largest logits are closer, rounding may decide."""
 _WEAKER = 0.01
-
-
-def _made_again(probe: Probe) -> Iterator[tuple[Member, Batch, Tensor, Tensor]]:
-    """For each member, some images that it broke, its perturbed images of them, made again from the seed, and whether
-    they are broken again."""
-    place = {sample: row for row, sample in enumerate(probe.batch.ids.tolist())}
-    by_member = _cheapest(probe, place)
-    for member in probe.members:
-        rows = [place[row.sample] for row in by_member.get(member.name, ())]
-        if not rows:
-            continue
-        index = torch.tensor(rows, device=probe.batch.y.device)
-        part = Batch(*(column[index] for column in probe.batch))
-        result = member.attack.run(probe.model, part.x, part.y, rng=member.streams(probe.seed, part.ids))
-        yield member, part, result.x_adv, result.broken
-
-
-def _cheapest(probe: Probe, place: dict[int, int]) -> dict[str, list[Verdict]]:
-    """By attack, the errors to make again: in turn the cheapest of each attack that is left."""
-    left: dict[str, list[Verdict]] = {}
-    counted = {member.name for member in probe.members}
-    for row in sorted(probe.evaluation.rows, key=lambda row: row.queries):
-        if row.verdict == "broken" and row.attack in counted and row.sample in place:
-            left.setdefault(row.attack, []).append(row)
-    found: dict[str, list[Verdict]] = {}
-    while left and sum(map(len, found.values())) < _AGAIN:
-        for name in list(left):
-            found.setdefault(name, []).append(left[name].pop(0))
-            if not left[name]:
-                del left[name]
-            if sum(map(len, found.values())) == _AGAIN:
-                break
-    return found
 
 
 def bounds(probe: Probe) -> Finding:
@@ -69,8 +31,8 @@ def bounds(probe: Probe) -> Finding:
     rows = [row for row in probe.evaluation.rows if row.attack in eps and row.attack != CLEAN]
     over = max((row.distance - eps[row.attack] for row in rows), default=0.0)
     outside, again, low, high = 0, 0, 1.0, 0.0
-    for member, part, x_adv, _ in _made_again(probe):
-        outside += int((~member.attack.threat.contains(x_adv, part.x)).sum())
+    for member, batch, (x_adv, *_) in probe.made_again:
+        outside += int((~member.attack.threat.contains(x_adv, batch.x)).sum())
         again += len(x_adv)
         low, high = min(low, float(x_adv.min())), max(high, float(x_adv.max()))
     evidence = {"recorded": len(rows), "made_again": again, "outside": outside, "excess": over}
@@ -86,10 +48,10 @@ def verified(probe: Probe) -> Finding:
     if probe.random:
         return skipped("the answers are random, so an error need not come twice")
     again, unbroken, lost = 0, 0, 0
-    for _, part, x_adv, broken in _made_again(probe):
+    for _, batch, (x_adv, broken, *_) in probe.made_again:
         again += len(broken)
         unbroken += int((~broken).sum())
-        lost += sum(int((broken & _is_right(model, part, x_adv)).sum()) for model in _judges(probe))
+        lost += sum(int((broken & _is_right(model, batch, x_adv)).sum()) for model in _judges(probe))
     if not again:
         return skipped("no image of the checks was broken")
     evidence = {"made_again": again, "not_found_again": unbroken, "judged_otherwise": lost}
@@ -114,18 +76,13 @@ def _judges(probe: Probe) -> Iterator[Model]:
         yield copy.deepcopy(probe.model).cpu()
 
 
-@torch.no_grad()
 def _is_right(model: Model, part: Batch, x_adv: Tensor) -> Tensor:
     """(B,) right, and not by a near tie."""
     device = (
         next((p.device for p in model.parameters()), x_adv.device) if isinstance(model, nn.Module) else x_adv.device
     )
-    with frozen(model), exact_fp32(), preserved_rng():
-        answers = torch.cat([routed(model, x.to(device)).logits for x in torch.split(x_adv, _OTHER_SIZE)]).to(
-            part.y.device
-        )
-    top = answers.topk(min(2, answers.shape[1]), -1).values
-    return (answers.argmax(-1) == part.y) & (top[:, 0] - top[:, -1] >= _CLOSE)
+    again = judged_in(_OTHER_SIZE, model, x_adv, device)
+    return ((again.predicted == part.y.cpu()) & ~again.invalid & ~again.close).to(part.y.device)
 
 
 def components(probe: Probe) -> Finding:
@@ -177,15 +134,15 @@ def _breaks(probe: Probe, chosen: object) -> dict[str, frozenset[int]]:
 
 
 def certificates(probe: Probe) -> Finding:
-    """E19: no image with a certificate was broken."""
-    if probe.certified is None:
-        return skipped("there are no certificates")
-    broken = frozenset().union(*probe.broken_by.values()) if probe.broken_by else frozenset()
-    wrong = broken & set(probe.certified)
-    evidence = {"certified": len(probe.certified), "broken": len(wrong)}
+    """E19: nothing within a certified radius is answered wrongly, or with what is no number."""
+    if not probe.proofs:
+        return skipped("the run has no certificates of this model yet; a report compares those that are made later")
+    wrong = contradictions(probe.evaluation.rows, probe.evaluation.attacks, probe.proofs)
+    certified = {sample for proof in probe.proofs for sample in proof.radii}
+    evidence = {"certified": len(certified), "contradicted": len({each.sample for each in wrong})}
     if wrong:
-        return failed(f"{len(wrong)} images with a certificate were broken: the certificate is unsound", **evidence)
-    return passed("no image with a certificate was broken", **evidence)
+        return failed(f"{wrong[0].text}: the certificate is unsound, or the verdict wrong", **evidence)
+    return passed("no wrong answer was found within a certified radius", **evidence)
 
 
 def worst_case(probe: Probe) -> Finding:

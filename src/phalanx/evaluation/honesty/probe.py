@@ -5,30 +5,36 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phalanx.attacks import APGD, FGSM, PGD, APGDTargeted, Attack, AttackResult, HopSkipJump, RayS, Square
 from phalanx.attacks.autoattack import fitted
 from phalanx.attacks.given import Given
 from phalanx.data import Batch
 from phalanx.evaluation.checks import is_random
+from phalanx.evaluation.filling import nobody
+from phalanx.evaluation.gates import joined
+from phalanx.evaluation.halving import Halving
+from phalanx.evaluation.honesty.again import MadeAgain, to_make_again
 from phalanx.evaluation.protocols import Member, Protocol
 from phalanx.evaluation.result import Evaluation
 from phalanx.nn import exact_fp32, frozen, preserved_rng
 from phalanx.rng import SampleRng, derive_seed
 from phalanx.routing import Route, RoutedModel, leaves, routed
 from phalanx.runs import Verdict
+from phalanx.runs.proofs import Proof
 from phalanx.runs.verdict import CLEAN
 from phalanx.threat import ThreatModel
 
 Model = Callable[[Tensor], Any]
+T = TypeVar("T")
 
 STANDING = 64
 """At most so many images that held are attacked again by a check."""
@@ -49,12 +55,12 @@ class Probe:
     protocol: Protocol
     seed: int = 0
     """Of the evaluation: with a member's name it gives the random numbers that its verdicts came from."""
-    in_training: int = 0
-    """Parts of the model that came in training mode."""
+    batch_size: int = 64
+    """Images that go through the model at once; halved where they do not fit the memory."""
     attribution: Mapping[str, Any] | None = None
     """What the attribution of the evaluation says, if there was one."""
-    certified: Collection[int] | None = None
-    """Ids of the images with a certificate for the whole radius; None if there are no certificates."""
+    proofs: Sequence[Proof] = ()
+    """Certificates of the model, of whatever radius."""
 
     # -- the model -------------------------------------------------------------------------------------------------
 
@@ -65,10 +71,23 @@ class Probe:
             yield self.model
 
     @torch.no_grad()
-    def answers(self, x: Tensor, size: int = 64) -> Tensor:
-        """(N, C) logits of images (N, ...), in batches of `size`."""
+    def answers(self, x: Tensor) -> Tensor:
+        """(N, C) logits of images (N, ...)."""
         with self.borrowed() as model:
-            return torch.cat([routed(model, part).logits for part in torch.split(x, size)])
+            return self.by_piece(x, lambda piece: routed(model, piece).logits)
+
+    @cached_property
+    def _halving(self) -> Halving:
+        return Halving(nobody, self.batch_size)
+
+    def in_pieces(self, batch: Batch, work: Callable[[Batch], T]) -> list[T]:
+        """What `work` makes of a batch, in pieces that fit the memory; DoesNotFitError if one image is too much."""
+        return list(self._halving.pieces(batch, work)) or [work(batch)]
+
+    def by_piece(self, x: Tensor, work: Callable[[Tensor], Tensor]) -> Tensor:
+        """(N, ...) what `work` makes of images (N, ...), likewise."""
+        rows = torch.arange(len(x), device=x.device)
+        return torch.cat(self.in_pieces(Batch(x, rows, rows), lambda piece: work(piece.x)))
 
     @cached_property
     def logits(self) -> Tensor:
@@ -78,7 +97,7 @@ class Probe:
     @cached_property
     def random(self) -> bool:
         """Whether two passes over the same images differ."""
-        return is_random(self.model, self.batch.x, self.answers(self.batch.x, len(self.batch.x)))
+        return any(self.in_pieces(self.batch, lambda piece: is_random(self.model, piece.x, self.answers(piece.x))))
 
     @cached_property
     def gates(self) -> tuple[Route, ...]:
@@ -86,8 +105,9 @@ class Probe:
         if not isinstance(self.model, RoutedModel):
             return ()
         with self.borrowed() as model, torch.no_grad():
-            route = routed(model, self.batch.x).route
-        return () if route is None else tuple(leaf for leaf in leaves(route) if leaf.num_experts > 1)
+            routes = self.in_pieces(self.batch, lambda piece: routed(model, piece.x).route)
+        parts = zip(*(leaves(route) for route in routes if route is not None), strict=True)
+        return tuple(joined(part) for part in parts if part[0].num_experts > 1)
 
     @cached_property
     def is_hard(self) -> bool:
@@ -178,8 +198,29 @@ class Probe:
 
     def run(self, attack: Attack, batch: Batch, name: str, model: Model | None = None) -> AttackResult:
         """The attack, with random numbers that belong to the check called `name`."""
-        rng = SampleRng(derive_seed(self.seed, "honesty", name), batch.ids)
-        return attack.run(self.model if model is None else model, batch.x, batch.y, rng=rng)
+        seed = derive_seed(self.seed, "honesty", name)
+        return self._attacked(attack, batch, lambda ids: SampleRng(seed, ids), self.model if model is None else model)
+
+    @cached_property
+    def made_again(self) -> tuple[MadeAgain, ...]:
+        """Some errors of each member, with the random numbers of the evaluation."""
+        place = {sample: row for row, sample in enumerate(self.batch.ids.tolist())}
+        errors = to_make_again(self.evaluation.rows, {member.name for member in self.members}, place)
+        found = []
+        for member in self.members:
+            if member.name in errors:
+                rows = [place[row.sample] for row in errors[member.name]]
+                part = self._rows(torch.tensor(rows, device=self.batch.y.device))
+                result = self._attacked(member.attack, part, partial(member.streams, self.seed), self.model)
+                found.append(MadeAgain(member, part, result))
+        return tuple(found)
+
+    def _attacked(
+        self, attack: Attack, batch: Batch, streams: Callable[[Tensor], SampleRng], model: Model
+    ) -> AttackResult:
+        pieces = self.in_pieces(batch, lambda piece: attack.run(model, piece.x, piece.y, rng=streams(piece.ids)))
+        columns = zip(*pieces, strict=True)
+        return AttackResult._make(None if column[0] is None else torch.cat(column) for column in columns)
 
     def pgd(self, **settings: Any) -> PGD:
         """PGD within the threat, with other settings."""
@@ -201,8 +242,3 @@ def shortened(attack: Attack, steps: int, most: int = 1) -> Attack:
     limits = {"steps": steps, "queries": steps}
     own = {field.name: getattr(attack, field.name) for field in fields(attack) if field.name in _BUDGETS}
     return replace(attack, **{name: min(value, limits.get(name, most)) for name, value in own.items()})
-
-
-def parts_in_training(model: Model) -> int:
-    """How many parts of the model are in training mode."""
-    return sum(module.training for module in model.modules()) if isinstance(model, nn.Module) else 0

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 from phalanx.attacks import PGD, Attack
 from phalanx.data import Batch
 from phalanx.evaluation.honesty.finding import Finding, failed, passed, skipped, warned
 from phalanx.evaluation.honesty.probe import Probe
 from phalanx.evaluation.honesty.search import NONE_RIGHT
+from phalanx.evaluation.ladder import MULTIPLES
 from phalanx.runs.verdict import CLEAN
 from phalanx.threat import ThreatModel
 
-_LADDER = (0.25, 0.5, 1.0, 2.0)
+_LADDER = tuple(float(Fraction(multiple)) for multiple in MULTIPLES[1:])
 _LADDER_STEPS = 10
 _LARGE_STEPS = 20
 

@@ -15,6 +15,8 @@ from phalanx.evaluation.honesty.finding import Finding, failed, info, passed, sk
 from phalanx.evaluation.honesty.gradients import is_routing_aware
 from phalanx.evaluation.honesty.planted import hard_routing
 from phalanx.evaluation.honesty.probe import Probe, shortened
+from phalanx.evaluation.protocols import Member
+from phalanx.evaluation.transfer import Transfer
 from phalanx.routing import Route
 
 _COLLAPSED = 0.95
@@ -72,10 +74,12 @@ def planted_route(probe: Probe) -> Finding:
     """
     if not probe.is_hard:
         return skipped("the model has no router that leaves experts out")
+    if not _on_the_model(probe):
+        return skipped("every attack of the evaluation searches on another model")
     case = hard_routing(probe.threat.norm)
     standing, tried = case.batch, 0
     # those that look at the route first: where they find it, the others need not run
-    for member in sorted(probe.members, key=lambda member: not is_routing_aware(member.attack)):
+    for member in sorted(_on_the_model(probe), key=lambda member: not is_routing_aware(member.attack)):
         steps = _TOY_QUERIES if hasattr(member.attack, "queries") else _TOY_STEPS
         attack = case.own(shortened(member.attack, steps))
         result = probe.run(attack, standing, f"E16 {member.name}", case.model)
@@ -94,10 +98,21 @@ def planted_route(probe: Probe) -> Finding:
     return passed("the attacks find the planted flaw in a hard route", **evidence)
 
 
+def _on_the_model(probe: Probe) -> list[Member]:
+    """The attacks that can be run on a planted model instead: a surrogate answers for the evaluated images alone."""
+    return [member for member in probe.members if not isinstance(member.attack, Transfer)]
+
+
 def forced_route(probe: Probe) -> Finding:
-    """E18: right images that no single expert would lose within the ball: what is left if the adversary picks it."""
+    """E18: images that neither the evaluation nor PGD-20 on any single expert breaks: at most so many are left if the
+    adversary picks the expert.
+
+    PGD bounds what an expert holds from above, so what the adversary gains is bounded from below.
+    """
     if not probe.gates:
         return skipped("the model has no router")
+    if len(probe.gates) > 1:
+        return skipped("the model has several gates, and only one expert number at all of them could be forced")
     if (told := _attributed(probe)) is not None:
         return told
     images = Batch(*(column[:_ORACLE_IMAGES] for column in probe.right))
@@ -110,23 +125,24 @@ def forced_route(probe: Probe) -> Finding:
         if not len(alive.y):
             break
     scale = len(probe.right.y) / len(probe.batch.y) / len(images.y)
-    measured = sum(map(probe.held, images.ids.tolist()))
-    return _oracle(len(alive.y) * scale, measured * scale, len(images.y))
+    worst, measured = (sum(map(probe.held, part.ids.tolist())) for part in (alive, images))
+    return _oracle(worst * scale, measured * scale, len(images.y))
 
 
 def _attributed(probe: Probe) -> Finding | None:
-    """What the evaluation's attribution says of the worst route, on more images; None of several mixtures."""
-    parts = [] if probe.attribution is None else probe.attribution.get("parts", [])
-    if probe.attribution is None or len(parts) != 1:
+    """What the evaluation's attribution says of the worst route, on more images; None if it does not speak of the whole
+    model, as with a half of a dual one."""
+    if probe.attribution is None or [part["name"] for part in probe.attribution["parts"]] != [""]:
         return None
-    worst, whole = parts[0]["worst_route"], probe.attribution["whole"]
+    worst, whole = probe.attribution["parts"][0]["worst_route"], probe.attribution["whole"]
     return _oracle(worst["held"] / max(worst["n"], 1), whole["held"] / max(whole["n"], 1), int(worst["n"]))
 
 
 def _oracle(worst: float, measured: float, images: int) -> Finding:
     return info(
-        f"if an adversary could pick the expert, {worst:.1%} would hold, {measured:.1%} were measured on the same "
-        "images: router attacks can gain no more than the difference",
+        f"if an adversary could pick the expert, at most {worst:.1%} would hold, {measured:.1%} were measured on the "
+        f"same images: the choice is worth {100 * (measured - worst):.1f} points, at least this much under "
+        f"PGD-{_ORACLE_STEPS}",
         worst_route=worst,
         measured=measured,
         gap_points=100 * (measured - worst),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -129,15 +130,19 @@ def _starts(probe: Probe, attack: Attack) -> tuple[float, float]:
         return -1.0, 0.0
     starts = []
     for seed in (0, 1):
-        recorder = _Recorder(probe, images.x)
-        rng = SampleRng(derive_seed(probe.seed, "honesty", "start", seed), images.ids)
-        shortened(attack, 4).search(recorder, images.x, images.y, rng=rng)
-        starts.append(images.x if recorder.first is None else recorder.first)
+        start = partial(_start, probe, shortened(attack, 4), derive_seed(probe.seed, "honesty", "start", seed))
+        starts.append(torch.cat(probe.in_pieces(images, start)))
     offset = (starts[0] - images.x).abs()
     inside = (images.x > probe.threat.epsilon) & (images.x < 1 - probe.threat.epsilon)
     ends = (offset > 0.99 * probe.threat.epsilon)[inside] if probe.threat.norm == "Linf" else offset.new_zeros(1)
     corner = float(ends.double().mean()) if ends.numel() else 0.0
     return corner, float(bool((starts[0] != starts[1]).any()))
+
+
+def _start(probe: Probe, attack: Attack, seed: int, images: Batch) -> Tensor:
+    recorder = _Recorder(probe, images.x)
+    attack.search(recorder, images.x, images.y, rng=SampleRng(seed, images.ids))
+    return images.x if recorder.first is None else recorder.first
 
 
 class _Recorder:
@@ -165,7 +170,7 @@ def random_noise(probe: Probe) -> Finding:
         count = min(chunk, draws - start)
         rng = SampleRng(derive_seed(probe.seed, "honesty", "E11", start), few.ids).repeated(count)
         x = few.x.repeat(count, *([1] * (few.x.dim() - 1)))
-        answers = probe.answers(probe.threat.random_start(x, rng), len(x))
+        answers = probe.answers(probe.threat.random_start(x, rng))
         wrong = (answers.argmax(-1) != few.y.repeat(count)) | ~answers.isfinite().all(-1)
         lost |= set(few.ids.repeat(count)[wrong].tolist())
     evidence = {"lost": len(lost), "images": len(few.y), "draws": draws * len(few.y)}

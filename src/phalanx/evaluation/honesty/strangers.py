@@ -12,6 +12,7 @@ from phalanx.evaluation.honesty.finding import Finding, info, passed, skipped, w
 from phalanx.evaluation.honesty.probe import Probe
 from phalanx.evaluation.honesty.search import NONE_RIGHT, NONE_STANDING
 from phalanx.routing import DualModel
+from phalanx.runs.verdict import CLEAN
 
 _POINTS = 0.2
 """What black-box attacks may take that gradients left (AutoAttack's own alarm, alpha = 0.002)."""
@@ -29,11 +30,9 @@ _JUDGED = 10
 def black_box(probe: Probe) -> Finding:
     """E10: attacks without gradients take nothing that gradient attacks left; Square is run where none was."""
     if probe.black_box:
-        by_gradient = frozenset().union(
-            *(broken for name, broken in probe.broken_by.items() if name not in probe.black_box)
-        )
-        alone = frozenset().union(*(probe.broken_by[name] for name in probe.black_box)) - by_gradient
-        lost, points, images = len(alone), 100 * len(alone) / max(probe.evaluation.n, 1), probe.evaluation.n
+        left = _left_by_gradients(probe)
+        lost = len(left & frozenset().union(*(probe.broken_by[name] for name in probe.black_box)))
+        points, images = 100 * lost / max(probe.evaluation.n, 1), len(left)
         what = ", ".join(sorted(probe.black_box))
     else:
         if not len(probe.standing.y):
@@ -52,6 +51,13 @@ def black_box(probe: Probe) -> Finding:
     if lost:
         return info(f"{what} breaks {lost} images that gradient attacks left standing", **evidence)
     return passed(f"{what} breaks nothing that gradient attacks left standing", **evidence)
+
+
+def _left_by_gradients(probe: Probe) -> frozenset[int]:
+    """The images that are right when clean and that no attack with gradients took."""
+    names = {CLEAN, *probe.broken_by} - probe.black_box
+    taken = {row.sample for row in probe.evaluation.rows if row.attack in names and row.verdict != "held"}
+    return frozenset(probe.rows) - taken
 
 
 def transfer(probe: Probe) -> Finding:
@@ -134,6 +140,6 @@ def _judged(probe: Probe, images: Batch) -> tuple[float, float]:
     for seed in range(_JUDGED):
         with probe.borrowed() as model, torch.no_grad():
             torch.manual_seed(seed)
-            right.append(model(images.x).argmax(-1) == images.y)
+            right.append(probe.by_piece(images.x, model).argmax(-1) == images.y)
     stacked = torch.stack(right).double()
     return float(stacked.mean()), float(stacked.amin(0).mean())

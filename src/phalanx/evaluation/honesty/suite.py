@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 
 from phalanx.data import ImageSet
-from phalanx.errors import Interrupted
+from phalanx.errors import InputError, Interrupted
+from phalanx.evaluation.halving import DoesNotFitError
 from phalanx.evaluation.honesty import behaviour, gradients, ledger, radii, router, search, strangers
 from phalanx.evaluation.honesty.active import active_test
 from phalanx.evaluation.honesty.finding import Check, CheckResult, Finding, Status, skipped
 from phalanx.evaluation.honesty.probe import Model, Probe
 from phalanx.evaluation.protocols import Protocol
 from phalanx.evaluation.result import Evaluation
+from phalanx.nn.memory import attempted
+from phalanx.runs.proofs import Proof
 
 HONESTY_SCHEMA = 1
 
@@ -103,9 +107,9 @@ def run_checks(
     samples: int | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    in_training: int = 0,
+    batch_size: int = 64,
     attribution: Mapping[str, Any] | None = None,
-    certified: Collection[int] | None = None,
+    proofs: Sequence[Proof] = (),
     progress: Progress | None = None,
     checks: Sequence[Check] | None = None,
 ) -> Honesty:
@@ -116,13 +120,14 @@ def run_checks(
         images: all images of the evaluation; `samples` of them are looked at, spread over the set.
         protocol: the attacks that were run, `seed` that of their random numbers.
         samples: by default `samples_for` the protocol; 0 leaves the checks out.
-        in_training: parts of the model that came in training mode.
+        batch_size: images that go through the model at once; halved where they do not fit the memory.
         attribution: what the evaluation's attribution says.
-        certified: ids of the images that have a certificate.
+        proofs: certificates of the model.
         progress: called after every check with the checks done, their number and the last one's id.
         checks: by default all of `CHECKS`.
 
     A check that a model cannot stand (a foreign one may refuse what no attack asks of it) is skipped, with the reason.
+    Raises InputError for one that needs more memory than there is: it could be the one that fails.
     """
     size = min(samples_for(protocol.name) if samples is None else samples, len(images))
     if not size:
@@ -135,9 +140,9 @@ def run_checks(
         evaluation=evaluation,
         protocol=protocol,
         seed=seed,
-        in_training=in_training,
+        batch_size=batch_size,
         attribution=attribution,
-        certified=certified,
+        proofs=proofs,
     )
     return Honesty(size, look(probe, CHECKS if checks is None else checks, progress))
 
@@ -162,10 +167,16 @@ def done(check: Check, probe: Probe) -> CheckResult:
 
 def _looked(check: Check, probe: Probe) -> Finding:
     try:
-        return check.look(probe)
-    except Interrupted:
+        found = attempted(partial(check.look, probe))
+    except (Interrupted, DoesNotFitError):
         raise
     except Exception as error:
         # whatever a foreign model does, the evaluation stands, and the check is shown as not done
         text = " ".join(str(error).split())[:200]
         return skipped(f"it could not be run on this model: {type(error).__name__}: {text}")
+    if found is None:
+        raise InputError(
+            f"honesty check {check.id} does not fit into the memory; free some, use device: cpu, or leave the checks "
+            "out with --no-checks"
+        )
+    return found[0]
