@@ -143,7 +143,7 @@ def attacks(width: int, batch: int, device: str, steps: int = STEERING_STEPS) ->
     x = images(batch).to(device)
     with torch.no_grad():
         y = model(x).argmax(-1)
-    still = {"eps": 0.0, "step_size": 0.0, "steps": steps}
+    still = {"eps": 0.0, "step_size": "1/255", "steps": steps}
 
     def run(attack: Attack) -> Step:
         return lambda: attack.run(model, x, y)

@@ -69,7 +69,7 @@ def plain_attack(model: nn.Module, x: Tensor) -> Tensor:
 def pairs(model: MixtureOfExperts, x: Tensor) -> dict[str, tuple[Run, Run]]:
     """Ours and the plain sum's run of each pass, and of a whole attack, in which ours has yet to fold."""
     plain, folded, y = PlainSum(model), as_attacked(model), torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    attack = PGD(eps=0.0, step_size=0.0, steps=STEPS, random_start=False)
+    attack = PGD(eps=0.0, step_size="1/255", steps=STEPS, random_start=False)
     return {
         **{name: (partial(run, folded, x), partial(run, plain, x)) for name, run in PASSES.items()},
         f"pgd-{STEPS}": (partial(attack, model, x, y), partial(plain_attack, plain, x)),
