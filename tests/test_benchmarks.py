@@ -183,7 +183,7 @@ def test_robust_means_still_correct(scripts: SimpleNamespace, noise: tuple[nn.Mo
     pgd, (model, images) = scripts.pgd, noise
     batches = list(images.batches(8))
     # in a ball of radius 0 every image stays as it is, and the labels are the model's own answers
-    harmless = replace(pgd.OURS, eps=0.0, step_size=0.0)
+    harmless = replace(pgd.OURS, eps=0.0)
     assert pgd.tally(pgd.ours(model, harmless), batches) == (8, 8)
 
 
