@@ -138,7 +138,7 @@ def test_the_same_recipe_gives_the_same_bytes(finished: Path, tmp_path: Path) ->
     ],
 )
 def test_a_changed_recipe_in_the_same_folder_is_refused_by_key(run: Path, override: str, key: str) -> None:
-    with pytest.raises(InputError, match=r"holds a run of another configuration .*--fresh") as caught:
+    with pytest.raises(InputError, match=r"holds a run of another configuration .*remove the folder") as caught:
         train_run(_config(override), run)
     assert key in str(caught.value)
 

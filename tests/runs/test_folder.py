@@ -46,7 +46,7 @@ def test_another_configuration_is_refused_key_by_key(tmp_path: Path) -> None:
     with pytest.raises(
         InputError,
         match=r"\(epochs: \(absent\) -> 3; optimizer\.betas\.1: 0\.99 -> 0\.999; optimizer\.lr: 0\.1 -> \(absent\)\); "
-        r"choose another --out, or start over with --fresh",
+        r"choose another --out, or remove the folder",
     ):
         run.prepare({"method": "st", "optimizer": {"betas": [0.9, 0.999]}, "epochs": 3})
     with pytest.raises(InputError, match=r"k4: \(absent\) -> 4; and 5 more\)"):

@@ -201,7 +201,7 @@ class RunFolder:
         shown = differences[:_SHOWN] + ([f"and {more} more"] if more > 0 else [])
         raise InputError(
             f"{self.path} holds a run of another configuration ({'; '.join(shown)}); "
-            "choose another --out, or start over with --fresh"
+            "choose another --out, or remove the folder"
         )
 
 
