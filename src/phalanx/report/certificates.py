@@ -112,8 +112,8 @@ def certificates_table(rows: Sequence[tuple[str, str, Rate | None, tuple[Certifi
     return Table(
         "Certified beside attacked accuracy",
         f"Of {models}. Certified: no perturbation of that size changes the answer, whatever the attack; a lower bound. "
-        f"Attacked: the worst case over everything tried; an upper bound. The truth lies between; a "
-        f"dash where other images were attacked than certified.{notes}",
+        f"Attacked: the worst case over everything tried; an upper bound. The truth lies between; "
+        f"a dash where other images were attacked than certified.{notes}",
         ("model", "norm", "method", "n", "radius", "certified, %", "attacked, %"),
         tuple(lines),
     )

@@ -53,11 +53,8 @@ def _measured(row: Row, attacks: Sequence[Attack]) -> list[tuple[str, Rate, int]
         for place, (attack, done) in enumerate(zip(attacks, row.attacks, strict=True), start=1)
         if done
     ]
-    worst = (
-        [("RA, worst case", row.worst, len(attacks) + 1)]
-        if row.worst is not None and len(faced) + len(row.challenges) > 1
-        else []
-    )
+    several = len(faced) + len(row.challenges) > 1
+    worst = [("RA, worst case", row.worst, len(attacks) + 1)] if row.worst is not None and several else []
     return [("SA, clean", row.clean, 0), *worst, *faced]
 
 

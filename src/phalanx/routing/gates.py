@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from torch import Tensor
@@ -11,6 +12,12 @@ from torch import Tensor
 from phalanx.routing.route import Route
 
 StraightThrough = Literal["probability", "score"]
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ValueError unless it is positive and finite."""
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
 
 
 def gate(

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Self
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from phalanx.nn import record, spec_of
 from phalanx.routing.dispatch import dispatch
-from phalanx.routing.gates import gate
+from phalanx.routing.gates import check_temperature, gate
 from phalanx.routing.route import Route, Routed, RouteTree
 
 
@@ -56,8 +55,7 @@ class MixtureOfExperts(nn.Module):
             )
         if router is None and len(experts) > 1:
             raise ValueError(f"router must be given for {len(experts)} experts, got None")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        check_temperature(temperature)
         selected = len(experts) if top_k == "all" else top_k
         if not isinstance(selected, int) or not 1 <= selected <= len(experts):
             raise ValueError(

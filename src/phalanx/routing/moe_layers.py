@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx.routing.assignment import Assignment, inverse
-from phalanx.routing.gates import StraightThrough, gate
+from phalanx.routing.gates import StraightThrough, check_temperature, gate
 from phalanx.routing.route import Route, Routed, RouteTree
 
 
@@ -58,8 +57,7 @@ class LayerMixture(nn.Module):
         super().__init__()
         if (routers is None) != (num_experts == 1):
             raise ValueError(f"routers must be given for several experts and only then, got {num_experts} experts")
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        check_temperature(temperature)
         selected = num_experts if top_k == "all" else top_k
         if not 1 <= selected <= num_experts:
             raise ValueError(

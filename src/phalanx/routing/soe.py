@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast, runtime_checkable
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from phalanx.nn import record, spec_of
 from phalanx.routing.dispatch import dispatch
-from phalanx.routing.gates import gate
+from phalanx.routing.gates import check_temperature, gate
 from phalanx.routing.route import Route, Routed, RouteTree
 
 
@@ -52,8 +51,7 @@ class SynergyOfExperts(nn.Module):
                     f"submodels must have a confidence head, got a {type(submodel).__name__} without one; "
                     "wrap it: TwoHeaded(network)"
                 )
-        if not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be positive and finite, got {temperature}")
+        check_temperature(temperature)
         self.experts = nn.ModuleList(submodels)
         self._temperature = float(temperature)
         specs = [spec_of(submodel) for submodel in submodels]
